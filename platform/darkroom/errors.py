@@ -1,0 +1,99 @@
+"""Every error the platform raises. Knows no HTTP: the web room gives each its status."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from uuid import UUID
+
+
+class DarkroomError(Exception):
+    """Something went wrong in Darkroom."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+
+
+class ConfigError(DarkroomError):
+    """A setting has an impossible value."""
+
+
+class CatalogError(DarkroomError):
+    """The model catalog cannot be read."""
+
+
+class UnknownModel(DarkroomError):
+    """No model of that name is in the catalog."""
+
+    def __init__(self, name: str, *, known: Iterable[str]) -> None:
+        self.name = name
+        self.known = tuple(known)
+        super().__init__(f"no model named {name!r} is in the catalog; it has {', '.join(self.known) or 'none'}")
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """One refused field: which one, what is wrong with its value, and the limit it must keep."""
+
+    field: str
+    problem: str
+    limit: str
+
+
+class InvalidParameters(DarkroomError):
+    """A request names values that its model does not take."""
+
+    def __init__(self, errors: Iterable[FieldError]) -> None:
+        self.errors = tuple(errors)
+        super().__init__("; ".join(f"{error.field}: {error.problem} ({error.limit})" for error in self.errors))
+
+
+class JobNotFound(DarkroomError):
+    """No such job."""
+
+    def __init__(self, job_id: UUID | str) -> None:
+        self.job_id = job_id
+        super().__init__(f"no job has the id {job_id}")
+
+
+class JobFinished(DarkroomError):
+    """The job has already ended, and an ended job never changes."""
+
+    def __init__(self, job_id: UUID, state: str) -> None:
+        self.job_id = job_id
+        self.state = state
+        super().__init__(f"job {job_id} has already ended as {state}")
+
+
+class StaleAttempt(DarkroomError):
+    """Another attempt holds the job, or it has ended: this attempt may write nothing."""
+
+    def __init__(self, job_id: UUID, attempt: int) -> None:
+        self.job_id = job_id
+        self.attempt = attempt
+        super().__init__(f"attempt {attempt} no longer holds job {job_id}")
+
+
+class ImageNotFound(DarkroomError):
+    """No such picture."""
+
+    def __init__(self, job_id: UUID, n: int) -> None:
+        self.job_id = job_id
+        self.n = n
+        super().__init__(f"job {job_id} has no picture {n}")
+
+
+class DatabaseUnavailable(DarkroomError):
+    """The database does not answer."""
+
+
+class StorageError(DarkroomError):
+    """The object storage refused or did not answer."""
+
+    def __init__(self, operation: str, *, key: str, reason: str) -> None:
+        self.operation = operation
+        self.key = key
+        self.reason = reason
+        super().__init__(f"{operation} {key}: {reason}")
+
+
+class ObjectNotFound(StorageError):
+    """No object has that key."""

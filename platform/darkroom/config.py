@@ -26,7 +26,7 @@ class Settings(BaseSettings):
         env_prefix="DARKROOM_", frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True
     )
 
-    home: Path = Path("~/.darkroom")
+    home: Path = Field(Path("~/.darkroom"), validate_default=True)
     database_url: str = Field("", validation_alias=_also("DARKROOM_DATABASE_URL", "DATABASE_URL"))
     redis_url: str = Field("redis://127.0.0.1:6379/0", validation_alias=_also("DARKROOM_REDIS_URL", "REDIS_URL"))
     s3_endpoint_url: str | None = Field(
@@ -90,11 +90,6 @@ class Settings(BaseSettings):
         if value and not value.startswith(("postgresql+psycopg://", "sqlite:///")):
             raise ValueError("must begin with postgresql:// or sqlite:///")
         return value
-
-    @model_validator(mode="before")
-    @classmethod
-    def _put_the_database_at_home(cls, values: Any) -> Any:
-        return values
 
     @model_validator(mode="after")
     def _check_together(self) -> "Settings":

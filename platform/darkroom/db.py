@@ -1,0 +1,197 @@
+"""One database: its engine, its transactions, its clock, its migrations. Knows no table.
+
+PostgreSQL is the production database, SQLite (WAL) the embedded one. Every difference between the two is settled here
+or marked `dialect` where it is used.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import DateTime, Dialect, MetaData, create_engine, event
+from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.pool import NullPool
+from sqlalchemy.sql.expression import ColumnElement, FunctionElement
+from sqlalchemy.types import TypeDecorator
+
+from darkroom.errors import ConfigError, DatabaseUnavailable
+
+# Every constraint has a name, so that a migration can drop it on both databases.
+NAMING_CONVENTION = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+SQLITE_BUSY_SECONDS = 30
+POSTGRES_CONNECT_SECONDS = 5
+
+
+class Base(DeclarativeBase):
+    """The root of every table."""
+
+    metadata = MetaData(naming_convention=NAMING_CONVENTION)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC datetime. SQLite keeps no zone, so it is put back on the way out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value.astimezone(UTC) if value else None
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class now(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL function it is
+    """The database's clock, moved by an offset in seconds. Workers' own clocks decide nothing."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+    def __init__(self, offset_seconds: float | ColumnElement[float] = 0.0) -> None:
+        super().__init__(offset_seconds)
+
+
+@compiles(now, "postgresql")
+def _now_on_postgresql(element: now, compiler: Any, **kw: Any) -> str:
+    # statement_timestamp() is STABLE, so an index on a time column can serve; now() would be the transaction's start.
+    return f"(statement_timestamp() + make_interval(secs => {compiler.process(element.clauses, **kw)}))"
+
+
+@compiles(now, "sqlite")
+def _now_on_sqlite(element: now, compiler: Any, **kw: Any) -> str:
+    # The text that SQLAlchemy stores for a datetime has six decimals; SQLite's clock gives three.
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {compiler.process(element.clauses, **kw)} || ' seconds')"
+
+
+class Database:
+    """The one way to a connection. Safe to share between threads; not across a fork."""
+
+    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+        self.url = url
+        self.is_sqlite = url.startswith("sqlite")
+        self._engine = _sqlite_engine(url) if self.is_sqlite else _postgresql_engine(url, pool_size)
+        # SQLite has one writer: waiting here is fair and cheap, its own busy handler is neither.
+        self._writer: AbstractContextManager[Any] = threading.Lock() if self.is_sqlite else nullcontext()
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction that commits at the end of the block. Raises DatabaseUnavailable when it cannot be had."""
+        with _faults(), self._writer, self._begin("IMMEDIATE") as session:
+            yield session
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A transaction that only reads."""
+        with _faults(), self._begin("DEFERRED") as session:
+            yield session
+
+    @contextmanager
+    def _begin(self, mode: str) -> Iterator[Session]:
+        with self._engine.connect() as connection:
+            connection.execution_options(sqlite_begin=mode)
+            with connection.begin(), Session(bind=connection, expire_on_commit=False) as session:
+                yield session
+                session.flush()
+
+    def connect(self) -> Connection:
+        """A bare connection, for migrations and for checks of the schema."""
+        return self._engine.connect()
+
+    def dispose(self) -> None:
+        """Close every pooled connection."""
+        self._engine.dispose()
+
+
+@contextmanager
+def _faults() -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, InterfaceError) as error:
+        raise DatabaseUnavailable(f"the database does not answer: {error.orig}") from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise DatabaseUnavailable(f"the database went away: {error.orig}") from error
+        raise
+
+
+def _postgresql_engine(url: str, pool_size: int) -> Any:
+    return create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_timeout=POSTGRES_CONNECT_SECONDS,
+        pool_pre_ping=True,
+        connect_args={
+            "connect_timeout": POSTGRES_CONNECT_SECONDS,
+            # A host that vanished is noticed by the kernel, and no statement of ours is ever this long.
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "options": "-c statement_timeout=30000 -c idle_in_transaction_session_timeout=60000",
+        },
+    )
+
+
+def _sqlite_engine(url: str) -> Any:
+    path = make_url(url).database
+    if not path or path == ":memory:":
+        raise ConfigError("DATABASE_URL: SQLite needs a file that several processes can open, not :memory:")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": SQLITE_BUSY_SECONDS})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # SQLAlchemy begins; the driver's own implicit BEGIN would come too late
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A writer that begins as a reader cannot wait for its turn: SQLite answers "locked" at once.
+    connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('sqlite_begin', 'IMMEDIATE')}")
+
+
+def alembic_config(url: str) -> Config:
+    """Alembic, configured in code: from the repository's folder, or from the one that travels in the wheel."""
+    inside = files("darkroom").joinpath("migrations")
+    folder = Path(str(inside)) if inside.is_dir() else Path(__file__).parents[2] / "migrations"
+    config = Config()
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.attributes["url"] = url
+    return config
+
+
+def migrate(url: str) -> None:
+    """Bring the schema to the newest version. Raises DatabaseUnavailable."""
+    with _faults():
+        command.upgrade(alembic_config(url), "head")
+
+
+def is_migrated(database: Database) -> bool:
+    """Whether the schema is the one this version of Darkroom was written for."""
+    head = ScriptDirectory.from_config(alembic_config(database.url)).get_current_head()
+    with _faults(), database.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision() == head

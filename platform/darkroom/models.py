@@ -88,8 +88,8 @@ class Job(Base):
     solo_worker_id: Mapped[str | None] = mapped_column(String(64))
     solo_reserved_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=now())
-    queued_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=now())
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now())
+    queued_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now())
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     deadline_at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -162,7 +162,7 @@ class JobEvent(Base):
     seq: Mapped[int]
     type: Mapped[str] = mapped_column(String(32))
     payload: Mapped[dict[str, Any]] = mapped_column(JSON)
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=now())
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now())
 
     __table_args__ = (
         Index("uq_job_events_job_id_seq", "job_id", "seq", unique=True),
@@ -186,7 +186,7 @@ class Worker(Base):
     slots: Mapped[int]
     num_jobs: Mapped[int] = mapped_column(default=0)
     version: Mapped[str] = mapped_column(String(32))
-    started_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=now())
-    heartbeat_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=now())
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now())
+    heartbeat_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now())
 
     __table_args__ = (CheckConstraint(_one_of("state", WorkerState), name="state"),)

@@ -8,14 +8,220 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import batched, islice
-from typing import TYPE_CHECKING, Any
+from ipaddress import ip_address
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
 from boto3.session import Session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.response import StreamingBody
 
 from darkroom.config import Settings
 from darkroom.errors import ObjectNotFound, StorageError
+
+CONTENT_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
+CHUNK_BYTES = 256 * 1024
+DELETE_BATCH = 1000  # the most keys one DeleteObjects takes
+KEY = re.compile(r"[a-z0-9_-][a-z0-9_.-]*(/[a-z0-9_-][a-z0-9_.-]*)*")  # no empty segment, none that begins with a dot
+
+
+def image_key(job_id: UUID, attempt: int, n: int, extension: str) -> str:
+    """Name the object of picture n of one attempt. Attempts never share a key, so a stale one overwrites nothing."""
+    return f"jobs/{job_id}/{attempt}/{n}.{extension}"
+
+
+def thumb_key(job_id: UUID, attempt: int, n: int) -> str:
+    """Name the object of the thumbnail of picture n."""
+    return f"jobs/{job_id}/{attempt}/{n}.thumb.webp"
+
+
+def attempt_keys(job_id: UUID, attempt: int, num_images: int, extension: str) -> list[str]:
+    """List every key that an attempt can have written, for pictures 0 to num_images - 1: the bucket is never listed."""
+    images = [image_key(job_id, attempt, n, extension) for n in range(num_images)]
+    return images + [thumb_key(job_id, attempt, n) for n in range(num_images)]
+
+
+def content_type(key: str) -> str:
+    """Say what an object is by its extension: some servers forget the stored content type."""
+    return CONTENT_TYPES.get(key.rpartition(".")[2], "application/octet-stream")
+
+
+class Chunks:
+    """The bytes of an object as they arrive. close() gives up the connection, also before the first chunk was read."""
+
+    def __init__(self, key: str, body: StreamingBody) -> None:
+        self._key = key
+        self._body = body
+        self._parts = body.iter_chunks(CHUNK_BYTES)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        with _named("get", self._key):
+            part = next(self._parts, b"")
+        if not part:
+            raise StopIteration
+        return part
+
+    def close(self) -> None:
+        self._body.close()
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object that is being read. Whoever opened it reads all chunks or closes them."""
+
+    content_type: str
+    num_bytes: int
+    chunks: Chunks
+
+
+class Storage:
+    """One bucket. Safe to share between threads, not across a fork."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._bucket = settings.s3_bucket
+        url, common = settings.s3_endpoint_url, _common(settings)
+        session = Session()  # not boto3's default one, which threads may not share
+        with _named("configure", self._bucket):
+            try:
+                self._client = session.client("s3", endpoint_url=url, config=common.merge(_patient(settings)))
+                self._probe = session.client("s3", endpoint_url=url, config=common.merge(_impatient()))
+            except ValueError as error:
+                raise StorageError("configure", key=self._bucket, reason=str(error)) from error
+
+    def put(self, key: str, body: bytes, *, content_type: str) -> None:
+        """Write an object, over whatever had its key. Raises StorageError."""
+        if not KEY.fullmatch(key):
+            raise StorageError("put", key=key, reason="not a key of ours: lower-case a-z, 0-9, '_', '-', '.', '/'")
+        with _named("put", key):
+            self._client.put_object(Bucket=self._bucket, Key=key, Body=body, ContentType=content_type)
+
+    def get(self, key: str) -> bytes:
+        """Read a whole object. Raises ObjectNotFound or StorageError."""
+        with _named("get", key):
+            body: bytes = self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+        return body
+
+    def open(self, key: str) -> StoredObject:
+        """Begin to read an object. Raises ObjectNotFound or StorageError here; its chunks raise StorageError later."""
+        with _named("get", key):
+            answer = self._client.get_object(Bucket=self._bucket, Key=key)
+        return StoredObject(content_type(key), answer["ContentLength"], Chunks(key, answer["Body"]))
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; those that are not there count as deleted. Raises StorageError, with some already gone."""
+        todo = list(dict.fromkeys(keys))
+        for start in range(0, len(todo), DELETE_BATCH):
+            self._delete_batch(todo[start : start + DELETE_BATCH])
+
+    def _delete_batch(self, keys: list[str]) -> None:
+        objects: Any = [{"Key": key} for key in keys]
+        with _named("delete", keys[0]):
+            answer: Any = self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": objects, "Quiet": True})
+        refused = [error for error in answer.get("Errors", ()) if error.get("Code") != "NoSuchKey"]
+        if refused:
+            first = refused[0]
+            reason = f"{first.get('Code')}: {first.get('Message')} ({len(refused)} of {len(keys)} objects)"
+            raise StorageError("delete", key=first.get("Key", keys[0]), reason=reason)
+
+    def ensure_bucket(self) -> None:
+        """Create the bucket if it is missing. Raises StorageError, also when it is there but is somebody else's."""
+        with _named("create bucket", self._bucket):
+            if self._has_bucket():
+                return
+            try:
+                self._client.create_bucket(Bucket=self._bucket, **_location(self._client.meta.region_name))
+            except ClientError as error:
+                if _code(error) not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
+                    raise
+                # Another process was faster, or the name is taken: asking again tells which.
+                self._client.head_bucket(Bucket=self._bucket)
+
+    def _has_bucket(self) -> bool:
+        try:
+            self._client.head_bucket(Bucket=self._bucket)
+        except ClientError as error:
+            if _code(error) in {"404", "NoSuchBucket"}:
+                return False
+            raise
+        return True
+
+    def check(self) -> None:
+        """Ask, once and within a few seconds, whether the bucket can be reached. Raises StorageError saying why not."""
+        with _named("reach bucket", self._bucket):
+            self._probe.head_bucket(Bucket=self._bucket)
+
+
+def _common(settings: Settings) -> Config:
+    style = settings.s3_addressing_style
+    if style == "auto" and settings.s3_endpoint_url:
+        style = "path"  # host names like bucket.my-server rarely resolve
+    return Config(
+        signature_version="s3v4",
+        s3={"addressing_style": style},
+        # botocore's default checksums break plainer servers (rclone answers a ranged read with the whole object's sum)
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        max_pool_connections=max(10, settings.web_threads),
+        # an HTTP proxy set for the outside world has no business between us and a server on this host
+        proxies={} if _is_loopback(settings.s3_endpoint_url) else None,
+    )
+
+
+def _patient(settings: Settings) -> Config:
+    """Wait on a silent server so long that all attempts and the pauses between them stay within the upload limit."""
+    attempts = 3
+    silence = max(1, settings.upload_limit_seconds / attempts / 2)
+    return Config(
+        connect_timeout=min(3, silence),
+        read_timeout=silence,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+    )
+
+
+def _impatient() -> Config:
+    return Config(connect_timeout=1, read_timeout=2, retries={"mode": "standard", "total_max_attempts": 1})
+
+
+def _is_loopback(url: str | None) -> bool:
+    host = urlsplit(url or "").hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _location(region: str) -> dict[str, Any]:
+    """AWS wants every region but its oldest named, and that one not named."""
+    if region in {"us-east-1", "aws-global"}:
+        return {}
+    return {"CreateBucketConfiguration": {"LocationConstraint": region}}
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+@contextmanager
+def _named(operation: str, key: str) -> Iterator[None]:
+    """Turn what boto3 raises into our errors, which name the operation and the key."""
+    try:
+        yield
+    except ClientError as error:
+        code, message = _code(error), error.response.get("Error", {}).get("Message", "")
+        if code == "NoSuchKey":
+            raise ObjectNotFound(operation, key=key, reason="there is no such object") from error
+        raise StorageError(operation, key=key, reason=_REASONS.get(code) or f"{code}: {message}") from error
+    except BotoCoreError as error:
+        raise StorageError(operation, key=key, reason=str(error)) from error
+
+
+# HEAD answers carry a bare status: say what it means.
+_REASONS = {
+    "403": "access denied (403): the key id, the secret or the policy does not allow it",
+    "404": "there is no such bucket (404)",
+}

@@ -1,0 +1,166 @@
+"""Which models are on offer, with their defaults and limits. Reads TOML and folders; loads no weights.
+
+The limits published here are the ones a request is held to, whichever workers happen to live.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from darkroom.config import Settings
+from darkroom.errors import CatalogError, UnknownModel
+
+BUILT_IN = files("darkroom").joinpath("catalog.toml")
+
+# The pipeline class named by a folder's model_index.json -> the family that develops it.
+FAMILY_OF_PIPELINE = {"StableDiffusionPipeline": "sd"}
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GenerationDefaults(_Frozen):
+    """What a request gets when it does not say."""
+
+    width: int = 512
+    height: int = 512
+    num_inference_steps: int = 20
+    guidance_scale: float = 7.5
+    sampler: str = "dpmpp_2m"
+
+
+class GenerationLimits(_Frozen):
+    """What a request may ask for. Sizes in pixels."""
+
+    min_size: int = Field(64, ge=8)
+    max_size: int = Field(1024, ge=8)
+    size_multiple: int = Field(8, ge=1)
+    max_pixels: int = Field(1024 * 1024, ge=64)
+    max_steps: int = Field(150, ge=1)
+    max_guidance_scale: float = Field(30.0, ge=0)
+    max_num_images: int = Field(8, ge=1)
+    max_prompt_characters: int = Field(2000, ge=1)
+    samplers: tuple[str, ...] = ("ddim", "dpmpp_2m", "dpmpp_2m_karras", "euler", "euler_a", "heun", "lcm", "unipc")
+
+
+class ModelEntry(_Frozen):
+    """One model: what it is called, where its weights are, under which licence, and what it takes."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    title: str
+    description: str = ""
+    family: str
+    # A folder, a hub id, or "seeded:<n>" for random weights built by code.
+    source: str
+    revision: str | None = None
+    license: str = "unknown"
+    license_url: str | None = None
+    dtype: str | None = None
+    defaults: GenerationDefaults = GenerationDefaults()
+    limits: GenerationLimits = GenerationLimits()
+    example_prompts: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _keep_defaults_within_limits(self) -> Self:
+        defaults, limits = self.defaults, self.limits
+        sizes = (defaults.width, defaults.height)
+        if any(not limits.min_size <= size <= limits.max_size or size % limits.size_multiple for size in sizes):
+            raise ValueError(f"default size {defaults.width}x{defaults.height} is outside the model's own limits")
+        if defaults.sampler not in limits.samplers:
+            raise ValueError(f"default sampler {defaults.sampler!r} is not among its samplers")
+        if defaults.num_inference_steps > limits.max_steps or defaults.guidance_scale > limits.max_guidance_scale:
+            raise ValueError("default steps or guidance are outside the model's own limits")
+        return self
+
+
+class Catalog:
+    """The models on offer, by name."""
+
+    def __init__(self, models: Mapping[str, ModelEntry], *, default: str) -> None:
+        self._models = dict(models)
+        self._default = default
+
+    @classmethod
+    def load(cls, settings: Settings) -> Self:
+        """Read the built-in catalog, then the operator's file, then the folders of models; later ones win.
+
+        Raises CatalogError naming the file and the entry.
+        """
+        sources = [(str(BUILT_IN), _read_toml(BUILT_IN.read_text(), str(BUILT_IN)), Path())]
+        if settings.catalog:
+            sources.append((str(settings.catalog), _read_file(settings.catalog), settings.catalog.parent))
+        if settings.models_dir:
+            sources.append((str(settings.models_dir), _read_folder(settings.models_dir), settings.models_dir))
+
+        models: dict[str, ModelEntry] = {}
+        default = ""
+        for where, table, base in sources:
+            for name, entry in table.get("models", {}).items():
+                models[name] = _entry(name, entry, where, base)
+            default = table.get("default", default)
+        if default not in models:
+            raise CatalogError(f"{sources[-1][0]}: the default model {default!r} is not in the catalog")
+        return cls(models, default=default)
+
+    @property
+    def models(self) -> tuple[ModelEntry, ...]:
+        """Every model, the default first."""
+        return tuple(sorted(self._models.values(), key=lambda entry: (entry.name != self._default, entry.name)))
+
+    @property
+    def default(self) -> ModelEntry:
+        """The model of a request that names none."""
+        return self._models[self._default]
+
+    def get(self, name: str) -> ModelEntry:
+        """Find a model. Raises UnknownModel."""
+        if name not in self._models:
+            raise UnknownModel(name, known=(entry.name for entry in self.models))
+        return self._models[name]
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return _read_toml(path.read_text(), str(path))
+    except OSError as error:
+        raise CatalogError(f"{path}: {error.strerror or error}") from error
+
+
+def _read_toml(text: str, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise CatalogError(f"{where}: {error}") from error
+
+
+def _read_folder(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise CatalogError(f"{folder}: no such folder of models")
+    return {"models": {path.parent.name: _describe(path) for path in sorted(folder.glob("*/model_index.json"))}}
+
+
+def _describe(index: Path) -> dict[str, Any]:
+    try:
+        pipeline = json.loads(index.read_text())["_class_name"]
+        family = FAMILY_OF_PIPELINE[pipeline]
+    except (ValueError, KeyError, OSError) as error:
+        known = ", ".join(FAMILY_OF_PIPELINE)
+        raise CatalogError(f"{index}: names no pipeline that Darkroom develops ({known}): {error}") from error
+    return {"family": family, "source": str(index.parent)}
+
+
+def _entry(name: str, table: Any, where: str, base: Path) -> ModelEntry:
+    try:
+        entry = ModelEntry.model_validate({"title": name, **table, "name": name})
+    except (ValidationError, TypeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        field = ".".join(str(part) for part in first["loc"])
+        raise CatalogError(f"{where}: models.{name}{'.' + field if field else ''}: {first['msg']}") from error
+    folder = base / entry.source
+    return entry.model_copy(update={"source": str(folder)}) if folder.is_dir() and entry.source else entry

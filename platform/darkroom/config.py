@@ -37,6 +37,10 @@ class Settings(BaseSettings):
         pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$",
         validation_alias=_also("DARKROOM_S3_BUCKET", "S3_BUCKET"),
     )
+    # boto3 itself knows only the last of these names, and AWS sets the one before it
+    s3_region: str | None = Field(
+        None, validation_alias=_also("DARKROOM_S3_REGION", "S3_REGION", "AWS_REGION", "AWS_DEFAULT_REGION")
+    )
     s3_addressing_style: Literal["auto", "path", "virtual"] = "auto"
 
     host: str = "127.0.0.1"
@@ -45,6 +49,8 @@ class Settings(BaseSettings):
     keyless_anywhere: bool = False
     secret_key: SecretStr | None = Field(None, validation_alias=_also("DARKROOM_SECRET_KEY", "SECRET_KEY"))
     web_threads: int = Field(64, ge=1, le=4096)
+
+    redis_server_bin: Path | None = Field(None, validation_alias=_also("DARKROOM_REDIS_SERVER_BIN", "REDIS_SERVER_BIN"))
 
     catalog: Path | None = None
     models_dir: Path | None = None
@@ -76,7 +82,7 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("home", "catalog", "models_dir")
+    @field_validator("home", "catalog", "models_dir", "redis_server_bin")
     @classmethod
     def _expand(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value else value

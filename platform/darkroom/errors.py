@@ -97,3 +97,34 @@ class StorageError(DarkroomError):
 
 class ObjectNotFound(StorageError):
     """No object has that key."""
+
+
+class StackError(DarkroomError):
+    """A part of the embedded stack cannot run."""
+
+
+class ClientError(DarkroomError):
+    """Darkroom could not be reached, or answered in a way that makes no sense."""
+
+
+class RequestRefused(ClientError):
+    """Darkroom answered with a problem document."""
+
+    def __init__(self, status: int, *, title: str, detail: str, code: str, errors: Iterable[FieldError] = ()) -> None:
+        self.status = status
+        self.title = title
+        self.detail = detail
+        self.code = code
+        self.errors = tuple(errors)
+        fields = "; ".join(f"{error.field}: {error.problem} ({error.limit})" for error in self.errors)
+        super().__init__(": ".join(part for part in (title, fields or detail) if part))
+
+
+class JobUnfinished(ClientError):
+    """The job has not ended in the time that was given to wait for it."""
+
+    def __init__(self, job_id: UUID | str, *, state: str, seconds: float) -> None:
+        self.job_id = job_id
+        self.state = state
+        self.seconds = seconds
+        super().__init__(f"job {job_id} is still {state} after {seconds:.0f} s; it goes on, ask for it again later")

@@ -85,7 +85,7 @@ class Storage:
     def __init__(self, settings: Settings) -> None:
         self._bucket = settings.s3_bucket
         url, common = settings.s3_endpoint_url, _common(settings)
-        session = Session()  # not boto3's default one, which threads may not share
+        session = Session(region_name=settings.s3_region)  # not boto3's default one, which threads may not share
         with _named("configure", self._bucket):
             try:
                 self._client = session.client("s3", endpoint_url=url, config=common.merge(_patient(settings)))

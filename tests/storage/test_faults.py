@@ -26,12 +26,14 @@ class ScriptedServer:
 
     script: list[Answer]
     num_requests: int = 0
+    authorization: str = ""
     url: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def next_answer(self) -> Answer:
+    def next_answer(self, authorization: str) -> Answer:
         with self.lock:
             self.num_requests += 1
+            self.authorization = authorization
             return self.script.pop(0) if len(self.script) > 1 else self.script[0]
 
 
@@ -44,7 +46,7 @@ def scripted() -> Iterator[ScriptedServer]:
 
         def answer(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            answer = state.next_answer()
+            answer = state.next_answer(self.headers.get("Authorization", ""))
             self.send_response(answer.status)
             self.send_header("Content-Length", str(len(answer.body) + answer.missing_bytes))
             self.end_headers()
@@ -141,6 +143,17 @@ def test_bucket_that_is_somebody_elses_is_refused(storage: Storage, scripted: Sc
     scripted.script = [Answer(404), Answer(409, taken), Answer(403)]
     with pytest.raises(StorageError, match="access denied"):
         storage.ensure_bucket()
+
+
+@pytest.mark.parametrize("name", ["AWS_REGION", "AWS_DEFAULT_REGION"])
+def test_requests_are_signed_for_the_region_of_the_environment(
+    scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv(name, "eu-central-1")
+    Storage(load_settings(home=tmp_path, s3_endpoint_url=scripted.url)).check()
+    assert "/eu-central-1/s3/aws4_request" in scripted.authorization
 
 
 def _refused(key: str, code: str) -> bytes:

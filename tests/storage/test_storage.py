@@ -140,9 +140,8 @@ def test_bucket_can_be_ensured_again_and_by_many_at_once(settings: Settings) -> 
     Storage(settings).check()
 
 
-def test_bucket_is_created_in_another_region_too(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
-    storage = Storage(settings)
+def test_bucket_is_created_in_another_region_too(settings: Settings) -> None:
+    storage = Storage(settings.model_copy(update={"s3_region": "eu-central-1"}))
     storage.ensure_bucket()
     storage.check()
 

@@ -1,0 +1,107 @@
+"""A small Stable Diffusion built by code, its weights random but fixed by a seed. Needs no file and no network."""
+
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Generator, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from darkroom_engine.quiet import quiet
+
+MAX_TOKENS = 128
+TEXT_WIDTH = 64
+
+
+def build(seed: int, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+    """Build the pipeline. The same seed gives the same weights; the global generator keeps its state."""
+    generator = Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), quiet():
+        parts = {"unet": _unet(), "vae": _vae(), "text_encoder": _text_encoder()}
+        for part in parts.values():
+            _fill(part, generator)
+            part.to(dtype)
+        return StableDiffusionPipeline(
+            **parts,
+            tokenizer=_tokenizer(),
+            scheduler=_noise_scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+
+def _tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer without merges: every byte of the prompt is a token."""
+    symbols = _byte_symbols()
+    words = [*symbols, *(symbol + "</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=MAX_TOKENS)
+
+
+def _byte_symbols() -> list[str]:
+    """The 256 printable characters that byte-level tokenizers write bytes as (GPT-2's table)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [*map(chr, printable), *(chr(256 + place) for place in range(len(others)))]
+
+
+def _text_encoder() -> CLIPTextModel:
+    num_tokens = 2 * 256 + 2
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=num_tokens,
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=2 * TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=num_tokens - 2,
+            eos_token_id=num_tokens - 1,
+            pad_token_id=num_tokens - 1,
+        )
+    )
+
+
+def _unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(32, 64, 128),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=4,
+        cross_attention_dim=TEXT_WIDTH,
+        norm_num_groups=16,
+        use_linear_projection=True,
+    )
+
+
+def _vae() -> AutoencoderTiny:
+    return AutoencoderTiny(
+        encoder_block_out_channels=(16, 16, 16, 16),
+        decoder_block_out_channels=(16, 16, 16, 16),
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+    )
+
+
+def _noise_scheduler() -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def _fill(module: nn.Module, generator: Generator) -> None:
+    """Draw every weight: norms stay neutral, biases start at zero, the rest keeps the size of what passes through."""
+    for name, parameter in module.named_parameters():
+        if parameter.ndim < 2:
+            nn.init.constant_(parameter, float("norm" in name and name.endswith("weight")))
+        else:
+            fan_in = parameter[0].numel()
+            nn.init.normal_(parameter, std=fan_in**-0.5, generator=generator)

@@ -1,0 +1,119 @@
+"""What goes into the engine and what comes out: a request, its handle, its progress, its picture. Knows no torch."""
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from darkroom_engine.errors import EngineError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+Stage = Literal["waiting", "encode", "denoise", "decode", "done"]
+
+# The names of the stages as they appear in an output's timings.
+_TIMING_NAMES: Mapping[Stage, str] = {"waiting": "wait", "encode": "encode", "denoise": "denoise", "decode": "decode"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One picture to develop.
+
+    `priority` 0 is interactive and chosen before 1, bulk. `deadline` is a value of `time.monotonic()`.
+    """
+
+    model: str
+    prompt: str
+    negative_prompt: str = ""
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    sampler: str
+    seed: int
+    priority: int = 0
+    deadline: float | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a request is. `num_steps` counts denoiser steps, which some samplers have more of than was asked for.
+
+    `changed_at` is the value of `time.monotonic()` when the stage or the step last changed.
+    """
+
+    stage: Stage
+    step: int
+    num_steps: int
+    changed_at: float
+
+
+@dataclass(frozen=True)
+class Output:
+    """A developed picture: `image` is uint8 of shape (height, width, 3); `timings` are seconds per stage."""
+
+    image: "npt.NDArray[np.uint8]"
+    seed: int
+    sampler: str
+    timings: Mapping[str, float]
+    num_steps: int
+    fingerprint: str
+
+
+class Handle:
+    """A submitted request, seen from any thread. Only the engine's own thread moves it on."""
+
+    def __init__(self, request: Request, num_steps: int) -> None:
+        self.request = request
+        self.progress = Progress("waiting", 0, num_steps, time.monotonic())
+        self.is_canceled = False
+        self._timings: dict[str, float] = {}
+        self._stage_began_at = self.progress.changed_at
+        self._future: Future[Output] = Future()
+
+    @property
+    def done(self) -> bool:
+        """Whether the picture is there, or will never be."""
+        return self._future.done()
+
+    def result(self, timeout: float | None = None) -> Output:
+        """Wait for the picture.
+
+        Raises RequestCanceled, DeadlineExceeded, RequestFailed or EngineStopped; TimeoutError after `timeout` seconds.
+        """
+        return self._future.result(timeout)
+
+    def cancel(self) -> None:
+        """Ask the engine to drop the request at its next step. Does nothing to a request that is done."""
+        self.is_canceled = True
+
+    def add_done_callback(self, callback: Callable[["Handle"], object]) -> None:
+        """Call `callback(handle)` once the request is done, on the engine's thread, so it must be quick.
+
+        A request that is done already calls it at once, on this thread.
+        """
+        self._future.add_done_callback(lambda _: callback(self))
+
+    def advance(self, stage: Stage, step: int) -> None:
+        """Record where the request is now. For the engine only."""
+        now = time.monotonic()
+        if stage != self.progress.stage:
+            self._timings[_TIMING_NAMES[self.progress.stage]] = now - self._stage_began_at
+            self._stage_began_at = now
+        self.progress = Progress(stage, step, self.progress.num_steps, now)
+
+    def succeed(self, image: "npt.NDArray[np.uint8]", fingerprint: str) -> None:
+        """Hand over the picture. For the engine only."""
+        self.advance("done", self.progress.step)
+        request = self.request
+        self._future.set_result(
+            Output(image, request.seed, request.sampler, self._timings, self.progress.num_steps, fingerprint)
+        )
+
+    def fail(self, error: EngineError) -> None:
+        """End the request without a picture. For the engine only."""
+        self.advance("done", self.progress.step)
+        self._future.set_exception(error)

@@ -1,0 +1,179 @@
+"""Runs what the scheduler picked: encodes, one denoiser forward for all, each request's own sampler step, decodes.
+
+Knows tensors and families; decides nothing about whose turn it is. A failure ends one request, never its neighbours.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Generator, Tensor
+
+from darkroom_engine.batch import Development, StepBatch, StepOutcome
+from darkroom_engine.errors import UnknownModel
+from darkroom_engine.families.sd import StableDiffusion
+from darkroom_engine.request import Handle, Request
+from darkroom_engine.samplers import SAMPLERS, make_noise_scheduler, step_arguments
+from darkroom_engine.validation import check_request
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+logger = logging.getLogger(__name__)
+
+
+class ModelRunner:
+    """Holds the loaded models of one device and steps batches of requests on it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.models: dict[str, StableDiffusion] = {}
+
+    def prepare(self, request: Request) -> Development:
+        """Check a request and give it its own sampler and generator. Safe on any thread; touches no device.
+
+        Raises UnknownModel or InvalidRequest.
+        """
+        model = self.models.get(request.model)
+        if model is None:
+            raise UnknownModel(request.model, tuple(self.models))
+        max_steps = model.scheduler_config["num_train_timesteps"]
+        check_request(request, samplers=SAMPLERS, latent_multiple=model.latent_multiple, max_steps=max_steps)
+        noise_scheduler = make_noise_scheduler(request.sampler, model.scheduler_config, request.num_inference_steps)
+        generator = Generator().manual_seed(request.seed)
+        return Development(
+            request=request,
+            handle=Handle(request, len(noise_scheduler.timesteps)),
+            batch_key=(request.model, model.batch_key(request)),
+            num_rows=model.num_rows(request),
+            noise_scheduler=noise_scheduler,
+            timesteps=noise_scheduler.timesteps,
+            step_arguments=step_arguments(noise_scheduler, generator),
+            generator=generator,
+        )
+
+    @torch.inference_mode()
+    def step(self, batch: StepBatch) -> StepOutcome:
+        """Bring every request of the batch one denoiser step further, the new ones encoded, the last step decoded.
+
+        Raises torch.AcceleratorError when the device itself is lost; every other failure is in the outcome.
+        """
+        outcome = StepOutcome()
+        model = self.models[batch.developments[0].request.model]
+        for development in batch.developments:
+            if development.conditioning is None:
+                self._encode(model, development, outcome)
+        self._denoise(model, [d for d in batch.developments if d not in outcome.failures], outcome)
+        for development in batch.developments:
+            if development.step == len(development.timesteps) and development not in outcome.failures:
+                self._decode(model, development, outcome)
+        return outcome
+
+    def _encode(self, model: StableDiffusion, development: Development, outcome: StepOutcome) -> None:
+        development.handle.advance("encode", 0)
+        with self._isolated(development, outcome):
+            noise = model.noise(development.request, development.generator)
+            development.latents = noise * development.noise_scheduler.init_noise_sigma
+            development.conditioning = model.encode(development.request)
+            development.handle.advance("denoise", 0)
+
+    def _denoise(self, model: StableDiffusion, developments: Sequence[Development], outcome: StepOutcome) -> None:
+        """One forward for all. Where it fails, one for each, so that the request at fault fails alone."""
+        if not developments:
+            return
+        try:
+            predictions = _forward(model, developments, self.device)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            if len(developments) == 1:
+                outcome.failures[developments[0]] = _reason(error)
+                logger.exception("a request failed")
+            elif is_out_of_memory(error):
+                outcome.is_out_of_memory = True
+            else:
+                for development in developments:
+                    self._denoise(model, [development], outcome)
+            return
+        for development, prediction in zip(developments, predictions, strict=True):
+            with self._isolated(development, outcome):
+                _step_latents(development, prediction)
+
+    def _decode(self, model: StableDiffusion, development: Development, outcome: StepOutcome) -> None:
+        development.handle.advance("decode", development.step)
+        with self._isolated(development, outcome):
+            assert development.latents is not None
+            image = model.decode(development.latents, development.generator)
+            # The one place that waits for the device: once per picture, not once per step.
+            if not (development.latents.isfinite().all() and image.isfinite().all()):
+                raise ArithmeticError("the picture is not finite: the denoiser or the decoder overflowed")
+            outcome.images[development] = _to_pixels(image)
+
+    @contextmanager
+    def _isolated(self, development: Development, outcome: StepOutcome) -> Iterator[None]:
+        """Let what goes wrong inside end this request and no other."""
+        try:
+            yield
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            outcome.failures[development] = _reason(error)
+            logger.exception("a request failed")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out. CUDA has an error class of its own for it; the CPU and Metal allocators have not."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("can't allocate memory", "out of memory")
+    )
+
+
+def _reason(error: Exception) -> str:
+    if is_out_of_memory(error):
+        return "the request alone does not fit into the device's memory"
+    return f"{type(error).__name__}: {error}"
+
+
+def _forward(model: StableDiffusion, developments: Sequence[Development], device: torch.device) -> Sequence[Tensor]:
+    """One denoiser forward for all rows; each request's share of the prediction (num_rows, C, h, w)."""
+    latents, timesteps, conditionings = [], [], []
+    for development in developments:
+        assert development.latents is not None
+        assert development.conditioning is not None
+        timestep = development.timesteps[development.step]
+        scaled = development.noise_scheduler.scale_model_input(development.latents, timestep)
+        latents.append(scaled.expand(development.num_rows, -1, -1, -1))
+        timesteps += [float(timestep)] * development.num_rows
+        conditionings.append(development.conditioning)
+    prediction = model.denoise(
+        torch.cat(latents),  # (B, C, h, w)
+        # float32: some samplers stand between the integer timesteps, and it holds the integers exactly.
+        torch.tensor(timesteps, dtype=torch.float32).to(device, non_blocking=True),
+        {key: torch.cat([conditioning[key] for conditioning in conditionings]) for key in conditionings[0]},
+    )
+    num_rows = [development.num_rows for development in developments]
+    return torch.split(prediction, num_rows)
+
+
+def _step_latents(development: Development, prediction: Tensor) -> None:
+    """Apply classifier-free guidance (Ho and Salimans 2022, eq. 6) and the request's own sampler."""
+    if development.num_rows == 2:
+        unconditional, conditional = prediction.chunk(2)
+        prediction = unconditional + development.request.guidance_scale * (conditional - unconditional)
+    timestep = development.timesteps[development.step]
+    development.latents = development.noise_scheduler.step(
+        prediction, timestep, development.latents, **development.step_arguments
+    )[0]
+    development.step += 1
+    development.handle.advance("denoise", development.step)
+
+
+def _to_pixels(image: Tensor) -> "npt.NDArray[np.uint8]":
+    """Turn (3, H, W) from -1 to 1 into uint8 (H, W, 3), rounded as diffusers rounds."""
+    pixels = (image.float() * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return pixels.permute(1, 2, 0).cpu().contiguous().numpy()

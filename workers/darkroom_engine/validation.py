@@ -1,0 +1,49 @@
+"""What a request must be, before it is taken in. Refuses with the field's name and its limit; changes nothing."""
+
+import math
+from collections.abc import Collection
+
+from darkroom_engine.errors import InvalidRequest
+from darkroom_engine.request import Request
+
+MAX_SEED = 2**64 - 1
+
+
+def check_request(request: Request, *, samplers: Collection[str], latent_multiple: int, max_steps: int) -> None:
+    """Raise InvalidRequest for the first field that this model cannot develop."""
+    _check_text("prompt", request.prompt)
+    _check_text("negative_prompt", request.negative_prompt)
+    for field, size in (("width", request.width), ("height", request.height)):
+        _check_integer(field, size, low=1)
+        if size % latent_multiple:
+            raise InvalidRequest(field, f"is {size}, and must be a multiple of {latent_multiple}")
+    _check_integer("num_inference_steps", request.num_inference_steps, low=1, high=max_steps)
+    _check_number("guidance_scale", request.guidance_scale)
+    if request.sampler not in samplers:
+        raise InvalidRequest("sampler", f"is {request.sampler!r}, and must be one of {', '.join(samplers)}")
+    _check_integer("seed", request.seed, low=0, high=MAX_SEED)
+    _check_integer("priority", request.priority, low=0, high=1)
+    if request.deadline is not None:
+        _check_number("deadline", request.deadline)
+
+
+def _check_text(field: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise InvalidRequest(field, f"is a {type(text).__name__}, and must be a str")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(field, "holds a lone surrogate, and must be valid Unicode") from error
+
+
+def _check_integer(field: str, number: object, *, low: int, high: int | None = None) -> None:
+    limit = f"an integer from {low} to {high}" if high is not None else f"an integer of at least {low}"
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise InvalidRequest(field, f"is a {type(number).__name__}, and must be {limit}")
+    if number < low or (high is not None and number > high):
+        raise InvalidRequest(field, f"is {number}, and must be {limit}")
+
+
+def _check_number(field: str, number: object) -> None:
+    if not isinstance(number, int | float) or not math.isfinite(number) or number < 0:
+        raise InvalidRequest(field, f"is {number!r}, and must be a finite number of at least 0")

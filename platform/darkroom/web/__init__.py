@@ -1,0 +1,71 @@
+"""The web room of Darkroom: create_app lists everything an application is wired from. Knows HTTP; asks jobs for the rest."""
+
+from hashlib import sha256
+from importlib.resources import files
+
+from flask import Flask, url_for
+from flask_wtf import CSRFProtect
+
+from darkroom.catalog import Catalog
+from darkroom.config import Settings
+from darkroom.db import Database
+from darkroom.events import ProgressBoard
+from darkroom.storage import Storage
+from darkroom.web import guards, problems
+from darkroom.web.api import api
+from darkroom.web.background import Background
+from darkroom.web.guards import check_bind
+from darkroom.web.pages import pages
+from darkroom.web.services import Services
+
+__all__ = ["check_bind", "create_app"]
+
+MOST_BODY_BYTES = 1024 * 1024
+A_YEAR_SECONDS = 31536000
+
+
+def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
+    """Wire an application. Call it in the process that serves: connections and threads do not survive a fork.
+
+    Raises ConfigError or CatalogError. Without its background it neither rings nor sweeps: for tests and tools.
+    """
+    check_bind(settings)
+    app = Flask(__name__)
+    app.config.update(
+        SECRET_KEY=guards.secret_key(settings),
+        MAX_CONTENT_LENGTH=MOST_BODY_BYTES,
+        SEND_FILE_MAX_AGE_DEFAULT=A_YEAR_SECONDS,  # the address of an asset changes with its bytes
+        SESSION_COOKIE_NAME="darkroom",
+        SESSION_COOKIE_HTTPONLY=True,
+        SESSION_COOKIE_SAMESITE="Lax",
+        WTF_CSRF_TIME_LIMIT=None,  # a draft may lie open for days; the token lives as long as the session
+        WTF_CSRF_SSL_STRICT=False,  # guards.check_origin is stricter than its look at the Referer
+    )
+    database = Database(settings.database)
+    app.extensions["darkroom"] = Services(
+        settings=settings,
+        database=database,
+        catalog=Catalog.load(settings),
+        storage=Storage(settings),
+        progress=ProgressBoard(settings.redis_url),
+        background=Background(),
+    )
+
+    guards.install(app, settings)  # before the form's token is looked at
+    problems.install(app)
+    CSRFProtect(app).exempt(api)  # programs hold no cookie; require_json and check_origin stand in for the token
+    app.register_blueprint(api)
+    app.register_blueprint(pages)
+    app.add_template_global(_asset_urls(), "asset")
+    app.add_template_filter(_sentence_case, "sentence_case")
+    return app
+
+
+def _asset_urls():
+    folder = files("darkroom.web").joinpath("static")
+    versions = {file.name: sha256(file.read_bytes()).hexdigest()[:12] for file in folder.iterdir()}
+    return lambda name: url_for("static", filename=name, v=versions[name])
+
+
+def _sentence_case(text: str) -> str:
+    return text[:1].upper() + text[1:]

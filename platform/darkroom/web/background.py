@@ -1,0 +1,6 @@
+"""Background loops (draft)."""
+
+class Background:
+    def notify(self, job): ...
+    def report(self): return {}
+    def ensure(self): ...

@@ -1,0 +1,151 @@
+"""Who may speak to a Darkroom that asks for no key: this machine, and no page of another site.
+
+Knows headers only. A program on this host is trusted; a browser on this host is not, because any page may be open in
+it: hence the Host name (rebinding), the Origin (cross-site requests), the content type, and the form's token.
+"""
+
+import os
+import secrets
+from ipaddress import ip_address
+from tempfile import NamedTemporaryFile
+from urllib.parse import SplitResult, urlsplit
+
+from flask import Flask, Response, request
+
+from darkroom.config import Settings
+from darkroom.errors import ConfigError
+from darkroom.web.problems import Refused
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+# Probes call by address, and these two say nothing about any job.
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    # Not no-referrer: with it a browser sends `Origin: null` with our own forms.
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+def install(app: Flask, settings: Settings) -> None:
+    """Put the guards before every request and the headers on every answer."""
+    allowed = frozenset(_hostname(name) for name in settings.allowed_hosts)
+
+    @app.before_request
+    def guard() -> None:
+        check_host(allowed)
+        check_origin(allowed)
+
+    @app.after_request
+    def protect(response: Response) -> Response:
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
+        response.headers.setdefault("Cache-Control", "no-store")
+        return response
+
+
+def check_bind(settings: Settings) -> None:
+    """Refuse to listen to strangers while no key is asked for. Raises ConfigError."""
+    if is_loopback(settings.host) or settings.keyless_anywhere:
+        return
+    raise ConfigError(
+        f"DARKROOM_HOST: {settings.host or 'an empty address'} is reached from other machines, and no key is asked for: "
+        "bind to 127.0.0.1, or say DARKROOM_KEYLESS_ANYWHERE=true to let in everybody who can reach it"
+    )
+
+
+def check_host(allowed: frozenset[str]) -> None:
+    """Refuse a request for a name that is not ours: a page that rebinds its own name to this machine sends that name."""
+    name = _hostname(request.headers.get("Host", ""))
+    if is_loopback(name) or name in allowed or request.path in OPEN_PATHS:
+        return
+    raise Refused(
+        421, "unknown_host", "This Host name is not served here. DARKROOM_ALLOWED_HOSTS lists the names that are."
+    )
+
+
+def check_origin(allowed: frozenset[str]) -> None:
+    """Refuse a request that would change something and that a page of another origin sent."""
+    if request.method in SAFE_METHODS:
+        return
+    origin = request.headers.get("Origin")
+    is_foreign = request.headers.get("Sec-Fetch-Site", "none") not in {"same-origin", "none"}
+    if is_foreign or (origin is not None and not _is_own(origin, allowed)):
+        raise Refused(403, "foreign_origin", "A page of another origin may not change anything here.")
+
+
+def require_json() -> None:
+    """Refuse a changing request whose body is not declared JSON: a plain HTML form cannot declare that."""
+    if request.method in SAFE_METHODS:
+        return
+    has_body = bool(request.content_length) or "Transfer-Encoding" in request.headers
+    charset = request.mimetype_params.get("charset", "utf-8").lower()
+    is_json = request.mimetype == "application/json" and charset in {"utf-8", "utf8"}
+    if not is_json and (has_body or request.mimetype):
+        raise Refused(415, "unsupported_media_type", "The body must be application/json, in UTF-8.")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address can only mean this machine."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_own(origin: str, allowed: frozenset[str]) -> bool:
+    parts = _split(origin)
+    if parts is None or parts.scheme not in {"http", "https"}:
+        return False
+    # A proxy may have rewritten the Host; a name that the operator listed is ours all the same.
+    return parts.netloc.lower() == request.headers.get("Host", "").lower() or (parts.hostname or "") in allowed
+
+
+def _hostname(netloc: str) -> str:
+    parts = _split(f"//{netloc}")
+    is_plain = parts is not None and parts.netloc == netloc and parts.username is None
+    return (parts.hostname or "") if parts is not None and is_plain else ""
+
+
+def _split(url: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises for a port that is none
+    except ValueError:
+        return None
+    return parts
+
+
+def secret_key(settings: Settings) -> str:
+    """The key that signs cookies: the configured one, or one kept at home so that a restart forgets nobody's form.
+
+    Raises ConfigError when there is neither a key nor a place to keep one.
+    """
+    if settings.secret_key is not None:
+        return settings.secret_key.get_secret_value()
+    path = settings.home / "secret_key"
+    try:
+        if not path.exists():
+            settings.home.mkdir(parents=True, exist_ok=True)
+            with NamedTemporaryFile("w", dir=settings.home, prefix=".secret_key", delete=True) as draft:
+                draft.write(secrets.token_hex(32))
+                draft.flush()
+                _link(draft.name, str(path))  # whole or not at all: another process may be doing the same
+        return path.read_text()
+    except OSError as error:
+        raise ConfigError(f"DARKROOM_SECRET_KEY: is not set, and none can be kept at {path}: {error}") from error
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return

@@ -1,0 +1,50 @@
+"""Whether everything this process depends on answers. Each question is bounded in time; all are asked at once."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import structlog
+from redis import Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from darkroom.db import is_migrated
+from darkroom.errors import DarkroomError
+from darkroom.web.services import Services
+
+logger = structlog.get_logger(__name__)
+
+REDIS_SECONDS = 1.0
+
+
+def readiness(services: Services) -> dict[str, dict[str, Any]]:
+    """Ask every dependency. Reasons go to the log: this answer may be read by strangers."""
+    questions: dict[str, Callable[[], str | None]] = {
+        "database": lambda: _database_problem(services),
+        "redis": lambda: _redis_problem(services.settings.redis_url),
+        "s3": lambda: services.storage.check(),
+    }
+    with ThreadPoolExecutor(len(questions)) as pool:
+        answers = pool.map(lambda name: _ask(name, questions[name]), questions)
+        report = dict(zip(questions, answers, strict=True))
+    return report | services.background.report()
+
+
+def _ask(name: str, question: Callable[[], str | None]) -> dict[str, Any]:
+    try:
+        problem = question()
+    except (DarkroomError, RedisError, OSError) as error:
+        logger.warning("not_ready", dependency=name, reason=str(error))
+        problem = "does not answer"
+    return {"ok": True} if problem is None else {"ok": False, "problem": problem}
+
+
+def _database_problem(services: Services) -> str | None:
+    return None if is_migrated(services.database) else "its schema is not the one of this version: run darkroom migrate"
+
+
+def _redis_problem(url: str) -> None:
+    once = Retry(NoBackoff(), 0)
+    with Redis.from_url(url, socket_timeout=REDIS_SECONDS, socket_connect_timeout=REDIS_SECONDS, retry=once) as redis:
+        redis.ping()

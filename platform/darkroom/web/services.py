@@ -1,0 +1,92 @@
+"""What a view may call, gathered in one value per application. Knows no HTTP beyond finding the current application."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+from uuid import UUID
+
+from darkroom.web.background import Background
+from flask import current_app
+
+from darkroom import jobs
+from darkroom.catalog import Catalog
+from darkroom.config import Settings
+from darkroom.db import Database
+from darkroom.errors import JobNotFound
+from darkroom.events import ProgressBoard
+from darkroom.jobs import ImageRecord, JobRecord, JobState
+from darkroom.storage import Storage
+from darkroom.web.submission import Submission
+
+# Without keys there is one owner: whoever reaches the loopback address.
+KEYLESS_OWNER = "local"
+NO_PICTURE = -1  # what stands in an address and is no number: pictures count from 0
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A job, how many are ahead of it while it waits, and how far it is while it develops."""
+
+    job: JobRecord
+    position: int | None = None
+    progress: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Services:
+    """The parts that create_app wired together."""
+
+    settings: Settings
+    database: Database
+    catalog: Catalog
+    storage: Storage
+    progress: ProgressBoard
+    background: Background
+
+    def submit(self, submission: Submission) -> JobRecord:
+        """Store a job, then ring for it. Only the database can make this fail or wait."""
+        job = jobs.submit(
+            self.database,
+            owner=KEYLESS_OWNER,
+            model=submission.entry.name,
+            params=submission.params,
+            job_class=submission.job_class,
+            ttl_seconds=submission.deadline_seconds,
+        )
+        self.background.notify(job)
+        return job
+
+    def follow(self, job_id: str) -> Sight:
+        """Look at a job as it is now. Raises JobNotFound."""
+        job = jobs.get(self.database, job_uuid(job_id), owner=KEYLESS_OWNER)
+        position = jobs.position(self.database, job.id) if job.state is JobState.QUEUED else None
+        progress = self.progress.read(job.id) if job.state is JobState.RUNNING else None
+        return Sight(job, position, progress)
+
+    def cancel(self, job_id: str) -> JobRecord:
+        """Call a job off, then tell its worker. Raises JobNotFound or JobFinished."""
+        job = jobs.cancel(self.database, job_uuid(job_id), owner=KEYLESS_OWNER)
+        self.progress.announce_cancel(job.id)
+        return job
+
+    def image(self, job_id: str, n: str) -> ImageRecord:
+        """Find a picture of a job. Raises JobNotFound or ImageNotFound."""
+        number = int(n) if re.fullmatch("[0-9]{1,6}", n) else NO_PICTURE
+        return jobs.get_image(self.database, job_uuid(job_id), number, owner=KEYLESS_OWNER)
+
+
+def services() -> Services:
+    """The parts of the application that serves this request."""
+    return cast(Services, current_app.extensions["darkroom"])
+
+
+def job_uuid(text: str) -> UUID:
+    """Read an id from an address. What cannot be an id is the id of no job: raises JobNotFound."""
+    try:
+        job_id = UUID(text)
+    except ValueError as error:
+        raise JobNotFound(text) from error
+    if str(job_id) != text.lower():
+        raise JobNotFound(text)  # UUID() also reads braces, URNs and missing hyphens
+    return job_id

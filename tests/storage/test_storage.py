@@ -1,5 +1,6 @@
 """Storage against a real S3 server."""
 
+import os
 import socket
 import threading
 import time
@@ -43,13 +44,18 @@ def test_empty_object_streams_no_chunk(storage: Storage) -> None:
 
 
 def test_closing_an_unread_object_gives_its_connection_up(storage: Storage) -> None:
-    storage.put(KEY, bytes(8 * CHUNK_BYTES), content_type="image/png")
-    for _ in range(200):  # far more than the pool holds
-        storage.open(KEY).chunks.close()
-    half_read = storage.open(KEY).chunks
-    assert next(half_read)
-    half_read.close()
-    assert len(storage.get(KEY)) == 8 * CHUNK_BYTES
+    storage.put(KEY, bytes(16 * CHUNK_BYTES), content_type="image/png")
+    before = _num_open_files()
+    opened = [storage.open(KEY).chunks for _ in range(20)]
+    assert next(opened[0])
+    assert _num_open_files() >= before + 19  # one connection was there already
+    for chunks in opened:
+        chunks.close()
+    assert _num_open_files() <= before
+
+
+def _num_open_files() -> int:
+    return len(os.listdir("/dev/fd"))
 
 
 def test_missing_object_is_named_whether_read_or_opened(storage: Storage) -> None:

@@ -110,7 +110,7 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the environment; overrides win. Raises ConfigError naming the variable, its value's problem and its limit."""
+    """Read the environment; overrides win. Raises ConfigError naming the variable and its limit."""
     try:
         return Settings(**overrides)
     except ValidationError as error:

@@ -17,7 +17,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import DateTime, Dialect, MetaData, create_engine, event
-from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
@@ -134,7 +134,7 @@ def _faults() -> Iterator[None]:
         raise
 
 
-def _postgresql_engine(url: str, pool_size: int) -> Any:
+def _postgresql_engine(url: str, pool_size: int) -> Engine:
     return create_engine(
         url,
         pool_size=pool_size,
@@ -152,7 +152,7 @@ def _postgresql_engine(url: str, pool_size: int) -> Any:
     )
 
 
-def _sqlite_engine(url: str) -> Any:
+def _sqlite_engine(url: str) -> Engine:
     path = make_url(url).database
     if not path or path == ":memory:":
         raise ConfigError("DATABASE_URL: SQLite needs a file that several processes can open, not :memory:")

@@ -85,6 +85,10 @@ class DatabaseUnavailable(DarkroomError):
     """The database does not answer."""
 
 
+class BrokerAway(DarkroomError):
+    """Redis does not answer."""
+
+
 class StorageError(DarkroomError):
     """The object storage refused or did not answer."""
 

@@ -17,7 +17,8 @@ BigNumber = BigInteger().with_variant(Integer(), "sqlite")
 class JobState(StrEnum):
     """Where a job is in its life."""
 
-    # Waiting. A worker moves it on by claiming it, the sweep by its deadline, its owner by canceling. A crash leaves it.
+    # Waiting. A worker moves it on by claiming it, the sweep by its deadline, its owner by canceling.
+    # A crash of anybody leaves it waiting.
     QUEUED = "queued"
     # Claimed by one worker for one attempt. The worker moves it on; when the worker dies its lease runs out and the
     # sweep puts the job back into the queue.

@@ -42,7 +42,7 @@ class GenerationParams(BaseModel):
 
 
 def resolve(entry: ModelEntry, body: Mapping[str, Any]) -> GenerationParams:
-    """Fill in the model's defaults and hold the result to its limits. Raises InvalidParameters naming every bad field."""
+    """Fill in the model's defaults and hold the result to its limits. Raises InvalidParameters with every bad field."""
     filled = entry.defaults.model_dump() | {"seed": secrets.randbelow(MAX_SEED + 1)} | dict(body)
     try:
         params = GenerationParams.model_validate(filled)

@@ -1,0 +1,153 @@
+"""A job's history in SQL, and its lossy signals in Redis. Decides no state.
+
+The history is complete and ordered: page, poll and stream read this one log. The signals (how far a picture has come,
+"stop now") may be lost at any time, and nothing depends on them.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import redis
+import structlog
+from sqlalchemy import BigInteger, Text, and_, cast, func, insert, or_, select, text
+from sqlalchemy.orm import Session
+
+from darkroom.db import Database
+from darkroom.models import Job, JobEvent
+
+logger = structlog.get_logger(__name__)
+
+REDIS_TIMEOUT_SECONDS = 0.1
+# After a fault Redis is left alone for this long, so that a black-holed server costs one time-out, not one a request.
+REDIS_REST_SECONDS = 5.0
+PROGRESS_LIFE_SECONDS = 60
+PROGRESS_KEY = "darkroom:progress:{job_id}"
+CANCEL_CHANNEL = "darkroom:cancel"
+
+
+@dataclass(frozen=True)
+class EventRecord:
+    """One line of a job's history. `seq` counts from 1 within the job."""
+
+    job_id: UUID
+    seq: int
+    type: str
+    payload: Mapping[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """A place in the order of all events."""
+
+    xid: int = 0
+    position: int = 0
+
+
+def append(session: Session, job_id: UUID, *, seq: int, type: str, payload: Mapping[str, Any]) -> None:
+    """Add a line to a job's history, in the transaction that makes it true."""
+    # The transaction's own number orders events of several jobs: see read_all.
+    is_postgresql = session.get_bind().dialect.name == "postgresql"
+    xid = cast(cast(func.pg_current_xact_id(), Text), BigInteger) if is_postgresql else 0
+    session.execute(insert(JobEvent).values(job_id=job_id, seq=seq, type=type, payload=dict(payload), xid=xid).inline())
+
+
+def read(database: Database, job_id: UUID, *, after: int = 0) -> list[EventRecord]:
+    """Read one job's history after line `after`, oldest first."""
+    with database.read() as session:
+        rows = session.scalars(
+            select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.seq > after).order_by(JobEvent.seq)
+        )
+        return [_record(row) for row in rows]
+
+
+def read_all(
+    database: Database, *, after: Cursor, owner: str | None = None, limit: int = 500
+) -> tuple[list[EventRecord], Cursor]:
+    """Read the events of all jobs (of one owner) after a place, and the place to go on from.
+
+    Only what lies below the oldest open transaction is read, and it is read in the order of (xid, position): a
+    transaction that commits late can then never slip in behind a reader.
+    """
+    with database.read() as session:
+        query = select(JobEvent).where(
+            or_(JobEvent.xid > after.xid, and_(JobEvent.xid == after.xid, JobEvent.position > after.position))
+        )
+        if not database.is_sqlite:
+            query = query.where(text("xid < pg_snapshot_xmin(pg_current_snapshot())::text::bigint"))
+        if owner is not None:
+            query = query.join(Job, Job.id == JobEvent.job_id).where(Job.owner == owner)
+        rows = session.scalars(query.order_by(JobEvent.xid, JobEvent.position).limit(limit)).all()
+        last = Cursor(rows[-1].xid, rows[-1].position) if rows else after
+        return [_record(row) for row in rows], last
+
+
+def _record(row: JobEvent) -> EventRecord:
+    return EventRecord(row.job_id, row.seq, row.type, row.payload, row.created_at)
+
+
+class ProgressBoard:
+    """How far each running job has come, in Redis. Lossy, bounded in time, silent when Redis is away."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._redis = redis.Redis.from_url(
+            redis_url, socket_timeout=REDIS_TIMEOUT_SECONDS, socket_connect_timeout=REDIS_TIMEOUT_SECONDS
+        )
+        self._rest_until = 0.0
+
+    def publish(self, progress: Mapping[UUID, Mapping[str, Any]]) -> None:
+        """Write the progress of several jobs in one round trip."""
+        if not progress:
+            return
+
+        def write() -> None:
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for job_id, fields in progress.items():
+                    pipeline.set(PROGRESS_KEY.format(job_id=job_id), json.dumps(fields), ex=PROGRESS_LIFE_SECONDS)
+                pipeline.execute()
+
+        self._unless_resting(write, None)
+
+    def read(self, job_id: UUID) -> dict[str, Any] | None:
+        """Read one job's progress, or None when there is none or Redis does not answer in time."""
+        raw = self._unless_resting(lambda: self._redis.get(PROGRESS_KEY.format(job_id=job_id)), None)
+        return json.loads(raw) if raw else None
+
+    def announce_cancel(self, job_id: UUID) -> None:
+        """Tell the worker that holds the job to stop. The heartbeat tells it too, only later."""
+        self._unless_resting(lambda: self._redis.publish(CANCEL_CHANNEL, str(job_id)), None)
+
+    def _unless_resting(self, call: Callable[[], Any], otherwise: Any) -> Any:
+        if time.monotonic() < self._rest_until:
+            return otherwise
+        try:
+            return call()
+        except redis.RedisError as error:
+            self._rest_until = time.monotonic() + REDIS_REST_SECONDS
+            logger.warning("redis_rests", reason=str(error), seconds=REDIS_REST_SECONDS)
+            return otherwise
+
+
+def listen_for_cancels(redis_url: str, *, on_cancel: Callable[[UUID], None], stop: threading.Event) -> None:
+    """Call back for every job that was canceled, until told to stop. Reconnects for ever; misses what it misses."""
+    while not stop.is_set():
+        try:
+            _listen_once(redis_url, on_cancel, stop)
+        except redis.RedisError as error:
+            logger.warning("cancel_channel_lost", reason=str(error))
+            stop.wait(REDIS_REST_SECONDS)
+
+
+def _listen_once(redis_url: str, on_cancel: Callable[[UUID], None], stop: threading.Event) -> None:
+    client = redis.Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=1, health_check_interval=10)
+    with client, client.pubsub(ignore_subscribe_messages=True) as channel:
+        channel.subscribe(CANCEL_CHANNEL)
+        while not stop.is_set():
+            if message := channel.get_message(timeout=0.5):
+                on_cancel(UUID(message["data"].decode()))

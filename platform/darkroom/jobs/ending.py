@@ -1,0 +1,128 @@
+"""Ending a job, or putting it back: the transitions of the one who holds it, of its owner and of an operator."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+from uuid import UUID
+
+import structlog
+from sqlalchemy import and_, insert, update
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.elements import ColumnElement
+
+from darkroom import events
+from darkroom.db import Database, now
+from darkroom.errors import JobFinished, StaleAttempt
+from darkroom.jobs.reading import get
+from darkroom.jobs.records import ImageRecord, JobRecord
+from darkroom.models import FINAL_STATES, LIVE, RUNNING, Image, Job, JobState
+
+logger = structlog.get_logger(__name__)
+
+
+def succeed(
+    database: Database,
+    job_id: UUID,
+    *,
+    attempt: int,
+    images: Iterable[ImageRecord],
+    timings: Mapping[str, float],
+) -> None:
+    """Make a job's pictures visible and end it. Raises StaleAttempt, and then nothing became visible."""
+    with database.write() as session:
+        # Only an attempt after the first has forerunners whose objects lie about.
+        cleanup_at = now() if attempt > 1 else None
+        _end_if_held(
+            session,
+            job_id,
+            attempt,
+            JobState.SUCCEEDED,
+            {"attempt": attempt},
+            timings=dict(timings),
+            cleanup_at=cleanup_at,
+        )
+        session.execute(insert(Image), [{"job_id": job_id, **vars(image)} for image in images])
+    logger.info("job_succeeded", job_id=str(job_id), attempt=attempt)
+
+
+def fail(database: Database, job_id: UUID, *, attempt: int, code: str, message: str) -> None:
+    """End a job that cannot be done. Raises StaleAttempt."""
+    payload = {"attempt": attempt, "code": code, "message": message}
+    with database.write() as session:
+        _end_if_held(
+            session, job_id, attempt, JobState.FAILED, payload, error_code=code, error_message=message, cleanup_at=now()
+        )
+    logger.warning("job_failed", job_id=str(job_id), attempt=attempt, code=code)
+
+
+def _end_if_held(
+    session: Session, job_id: UUID, attempt: int, state: JobState, payload: Mapping[str, Any], **values: Any
+) -> None:
+    guard = and_(RUNNING, Job.id == job_id, Job.attempt == attempt)
+    if move(session, guard, state, payload, **values) is None:
+        logger.warning("stale_attempt_refused", job_id=str(job_id), attempt=attempt, to=state)
+        raise StaleAttempt(job_id, attempt)
+
+
+def move(
+    session: Session, guard: ColumnElement[bool], state: JobState, payload: Mapping[str, Any], **values: Any
+) -> Job | None:
+    """The one statement that changes a state: where the guard holds, and with its line in the history."""
+    if state in FINAL_STATES:
+        values |= {"finished_at": now()}
+    statement = (
+        update(Job)
+        .where(guard)
+        .values(state=state, lease_expires_at=None, event_seq=Job.event_seq + 1, **values)
+        .returning(Job)
+        .execution_options(synchronize_session=False)
+    )
+    job = session.scalars(statement).one_or_none()
+    if job:
+        event = "requeued" if state == JobState.QUEUED else state
+        events.append(session, job.id, seq=job.event_seq, type=event, payload=payload)
+    return job
+
+
+def cancel(database: Database, job_id: UUID, *, owner: str) -> JobRecord:
+    """Call a job off, at once and for good. Again is fine. Raises JobNotFound, or JobFinished if it ended otherwise."""
+    with database.write() as session:
+        guard = and_(LIVE, Job.id == job_id, Job.owner == owner)
+        if move(session, guard, JobState.CANCELED, {}, cleanup_at=now()):
+            logger.info("job_canceled", job_id=str(job_id))
+    record = get(database, job_id, owner=owner)
+    if record.state != JobState.CANCELED:
+        raise JobFinished(job_id, record.state)
+    return record
+
+
+def requeue(database: Database, job_id: UUID, *, reason: str, attempt: int | None = None) -> None:
+    """Put a running job back into the queue, its place kept and nothing counted against it.
+
+    For a worker that drains (`attempt` is its own; raises StaleAttempt) and for an operator (any attempt; raises
+    JobFinished or JobNotFound when the job does not run).
+    """
+    with database.write() as session:
+        guard = and_(RUNNING, Job.id == job_id, Job.attempt == attempt if attempt is not None else RUNNING)
+        moved = put_back(session, guard, reason)
+    if moved:
+        return
+    if attempt is not None:
+        raise StaleAttempt(job_id, attempt)
+    raise JobFinished(job_id, get(database, job_id).state)
+
+
+def put_back(session: Session, guard: ColumnElement[bool], reason: str, **values: Any) -> bool:
+    job = move(
+        session,
+        guard,
+        JobState.QUEUED,
+        {"reason": reason},
+        worker_id=None,
+        started_at=None,
+        is_alone=False,
+        queued_at=now(),
+        **values,
+    )
+    if job:
+        logger.info("job_requeued", job_id=str(job.id), attempt=job.attempt, reason=reason)
+    return job is not None

@@ -1,0 +1,53 @@
+"""Where a waiting line begins, as one worker remembers it. Knows no SQL."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from darkroom.models import JobClass
+
+# How many of its own claims a worker looks back to know where the line begins.
+LINE_LAG_CLAIMS = 64
+
+
+@dataclass
+class Line:
+    """Where the waiting line of one model and class begins, as one worker remembers it.
+
+    Every claim leaves a dead entry at the front of the index, and while anybody holds an old snapshot PostgreSQL cannot
+    remove them: a claim that starts at the very front then reads all of them (measured: docs/benchmarks.md). A claim
+    therefore starts at the start tag of the worker's claim LINE_LAG_CLAIMS ago. Nothing new is queued before that but a
+    job that came back; a claim that finds nothing, and every claim on the poll, look at the whole line.
+    """
+
+    start_tags: deque[float] = field(default_factory=lambda: deque(maxlen=LINE_LAG_CLAIMS))
+
+    @property
+    def begins_at(self) -> float:
+        """The start tag to look from."""
+        return self.start_tags[0] if len(self.start_tags) == LINE_LAG_CLAIMS else -1.0
+
+    def passed(self, start_tag: float) -> None:
+        """Remember a claim. One from before the beginning says that the memory is of no use."""
+        if start_tag < self.begins_at:
+            self.start_tags.clear()
+        self.start_tags.append(start_tag)
+
+
+class Lines:
+    """One worker's memory of its lines."""
+
+    def __init__(self) -> None:
+        self._lines: dict[tuple[str, JobClass], Line] = {}
+
+    def of(self, model: str, job_class: JobClass) -> Line:
+        """The line of a model and class."""
+        return self._lines.setdefault((model, job_class), Line())
+
+    def are_cut(self, model: str) -> bool:
+        """Whether a claim of this model starts anywhere but at the very front."""
+        return any(self.of(model, job_class).begins_at >= 0 for job_class in JobClass)
+
+    def forget(self, model: str) -> None:
+        """Nothing waits there: whatever comes next may begin anywhere."""
+        for job_class in JobClass:
+            self._lines.pop((model, job_class), None)

@@ -1,0 +1,212 @@
+"""Into the queue and out of it: submit, claim, and a job's place in between."""
+
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+import structlog
+import uuid_utils.compat
+from sqlalchemy import Float, and_, cast, func, insert, select, tuple_, update
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.selectable import ScalarSelect
+
+from darkroom import events
+from darkroom.db import Database, now
+from darkroom.jobs.line import Lines
+from darkroom.jobs.records import Claim, JobRecord, job_record
+from darkroom.models import LIVE, QUEUED, RUNNING, Job, JobClass, JobState
+from darkroom.params import GenerationParams, cost
+
+logger = structlog.get_logger(__name__)
+
+
+def submit(
+    database: Database,
+    *,
+    owner: str,
+    model: str,
+    params: GenerationParams,
+    job_class: JobClass,
+    ttl_seconds: float,
+    weight: float = 1.0,
+    retry_of: UUID | None = None,
+) -> JobRecord:
+    """Queue a job and commit it. `ttl_seconds` from now it expires unless it is done; `weight` is its owner's share."""
+    job_id = uuid_utils.compat.uuid7()
+    with database.write() as session:
+        start_tag = start_tag_of(session, owner, model, job_class)
+        job = session.scalars(
+            insert(Job)
+            .values(
+                id=job_id,
+                owner=owner,
+                model=model,
+                params=params.model_dump(mode="json"),
+                state=JobState.QUEUED,
+                job_class=job_class,
+                start_tag=start_tag,
+                finish_tag=start_tag + cost(params) / weight,
+                deadline_at=now(ttl_seconds),
+                retry_of=retry_of,
+                event_seq=1,
+            )
+            .returning(Job)
+        ).one()
+        events.append(session, job_id, seq=1, type=JobState.QUEUED, payload={})
+        record = job_record(job, images=())
+    logger.info("job_queued", job_id=str(job_id), owner=owner, model=model, job_class=job_class.name.lower())
+    return record
+
+
+def start_tag_of(session: Session, owner: str, model: str, job_class: JobClass) -> float:
+    """Start-time fair queueing (Goyal, Vin & Cheng 1996, eq. 1-2): S = max(v, the owner's last finish tag).
+
+    v, the virtual time, is the start tag of the front queued job; when none is queued, the greatest one in service.
+    Nothing is stored per owner, and tags of different models and classes are never compared.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        # Two submits of one owner at once would both take the same tag, and with it two places in one turn.
+        lock = func.hashtextextended(f"{owner}\n{model}\n{job_class}", 0)
+        session.execute(select(func.pg_advisory_xact_lock(lock)))
+    line = and_(Job.model == model, Job.job_class == job_class)
+    front = select(Job.start_tag).where(QUEUED, line).order_by(Job.start_tag, Job.id).limit(1).scalar_subquery()
+    in_service = select(func.max(Job.start_tag)).where(RUNNING, line).scalar_subquery()
+    share = (
+        select(Job.finish_tag)
+        .where(LIVE, Job.owner == owner, line)
+        .order_by(Job.finish_tag.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    virtual_time, finish_tag = session.execute(select(func.coalesce(front, in_service, 0.0), share)).one()
+    return float(max(virtual_time, finish_tag or 0.0))
+
+
+def claim(
+    database: Database,
+    *,
+    worker_id: str,
+    models: Iterable[str],
+    num_held: int,
+    lease_seconds: float,
+    lines: Lines,
+    whole_line: bool = False,
+) -> Claim | None:
+    """Take the front job of these models: by class, then start tag, then id; the longest waiting front of several.
+
+    `num_held` is how many jobs the worker already runs. A suspect goes only to a worker that runs none.
+    `whole_line` looks at the whole line, not from where the worker remembers it to begin: for the poll.
+    """
+    for model in _by_waiting(database, tuple(models)):
+        looks = [True] if whole_line or not lines.are_cut(model) else [False, True]
+        for look_whole in looks:
+            claimed = _claim_front(database, worker_id, model, num_held, lease_seconds, lines, look_whole)
+            if claimed:
+                return claimed
+        lines.forget(model)
+    return None
+
+
+def _by_waiting(database: Database, models: tuple[str, ...]) -> tuple[str, ...]:
+    if len(models) < 2:
+        return models
+    with database.read() as session:
+        waiting = {model: session.execute(_front(model)).one_or_none() for model in models}
+    return tuple(model for model, front in sorted(waiting.items(), key=lambda pair: pair[1] or ()) if front)
+
+
+def _front(model: str) -> Any:
+    columns = (Job.job_class, Job.queued_at)
+    return select(*columns).where(QUEUED, Job.model == model).order_by(Job.job_class, Job.start_tag, Job.id).limit(1)
+
+
+def _claim_front(
+    database: Database,
+    worker_id: str,
+    model: str,
+    num_held: int,
+    lease_seconds: float,
+    lines: Lines,
+    whole_line: bool,
+) -> Claim | None:
+    fronts = []
+    for job_class in JobClass:
+        begins_at = -1.0 if whole_line else lines.of(model, job_class).begins_at
+        fronts.append(_front_id(model, job_class, begins_at, is_empty=num_held == 0))
+    statement = (
+        update(Job)
+        .where(QUEUED, Job.id == func.coalesce(*fronts))
+        .values(
+            state=JobState.RUNNING,
+            attempt=Job.attempt + 1,
+            worker_id=worker_id,
+            lease_expires_at=now(lease_seconds),
+            started_at=now(),
+            is_alone=num_held == 0,
+            solo_worker_id=None,
+            solo_reserved_until=None,
+            event_seq=Job.event_seq + 1,
+        )
+        .returning(Job, _seconds_left(database))
+        .execution_options(synchronize_session=False)
+    )
+    with database.write() as session:
+        row = session.execute(statement).one_or_none()
+        if row is None:
+            return None
+        job, seconds_left = row
+        if num_held:
+            session.execute(update(Job).where(RUNNING, Job.worker_id == worker_id, Job.is_alone).values(is_alone=False))
+        payload = {"attempt": job.attempt, "worker": worker_id}
+        events.append(session, job.id, seq=job.event_seq, type=JobState.RUNNING, payload=payload)
+        claimed = _claimed(job, seconds_left)
+        start_tag = job.start_tag
+    lines.of(model, claimed.job_class).passed(start_tag)
+    logger.info("job_claimed", job_id=str(claimed.job_id), attempt=claimed.attempt, worker=worker_id)
+    return claimed
+
+
+def _front_id(model: str, job_class: JobClass, begins_at: float, *, is_empty: bool) -> ScalarSelect[UUID]:
+    front = select(Job.id).where(QUEUED, Job.model == model, Job.job_class == job_class, Job.start_tag >= begins_at)
+    if not is_empty:
+        front = front.where(~Job.is_solo)
+    return front.order_by(Job.start_tag, Job.id).limit(1).with_for_update(skip_locked=True).scalar_subquery()
+
+
+def _seconds_left(database: Database) -> ColumnElement[float]:
+    if database.is_sqlite:
+        return (func.julianday(Job.deadline_at) - func.julianday("now")) * 86400.0
+    return cast(func.extract("epoch", Job.deadline_at - now()), Float)
+
+
+def _claimed(job: Job, seconds_left: float) -> Claim:
+    return Claim(
+        job_id=job.id,
+        owner=job.owner,
+        model=job.model,
+        job_class=JobClass(job.job_class),
+        params=GenerationParams.model_validate(job.params),
+        attempt=job.attempt,
+        is_solo=job.is_solo,
+        seconds_left=float(seconds_left),
+    )
+
+
+def front_of_queue(database: Database, *, model: str, limit: int) -> list[UUID]:
+    """The first jobs in a model's line: whom to ring for."""
+    with database.read() as session:
+        line = select(Job.id).where(QUEUED, Job.model == model)
+        return list(session.scalars(line.order_by(Job.job_class, Job.start_tag, Job.id).limit(limit)))
+
+
+def position(database: Database, job_id: UUID) -> int | None:
+    """How many queued jobs of its model are claimed before this one; None when it does not wait."""
+    with database.read() as session:
+        mine = session.execute(
+            select(Job.model, Job.job_class, Job.start_tag, Job.id).where(QUEUED, Job.id == job_id)
+        ).one_or_none()
+        if mine is None:
+            return None
+        ahead = tuple_(Job.job_class, Job.start_tag, Job.id) < tuple_(*mine[1:])
+        return session.scalar(select(func.count()).select_from(Job).where(QUEUED, Job.model == mine.model, ahead))

@@ -1,0 +1,128 @@
+"""What time does to jobs: leases, deadlines, age, retention. Idempotent, guarded in SQL, run by every process."""
+
+from collections.abc import Mapping
+from uuid import UUID
+
+import structlog
+from sqlalchemy import and_, case, delete, or_, select, update
+
+from darkroom.db import Database, now
+from darkroom.jobs.ending import move, put_back
+from darkroom.jobs.queue import start_tag_of
+from darkroom.jobs.records import Ended, ended_record
+from darkroom.models import FINAL_STATES, LIVE, QUEUED, RUNNING, Job, JobClass, JobState
+
+logger = structlog.get_logger(__name__)
+
+MAX_CRASHES = 3
+# From this many shared crashes on, a job is a suspect and runs alone.
+SUSPECT_SHARED_CRASHES = 2
+SWEEP_BATCH = 100
+
+
+def expire_leases(database: Database) -> list[tuple[UUID, str]]:
+    """Take every job whose lease ran out from its worker. Returns (job, model) of those that wait again.
+
+    A crash in company makes a suspect of the job, a crash alone counts against it, and MAX_CRASHES of these end it.
+    """
+    waiting = []
+    overdue = (
+        select(Job.id, Job.model, Job.attempt, Job.is_alone, Job.crashes, Job.shared_crashes)
+        .where(RUNNING, Job.lease_expires_at < now())
+        .limit(SWEEP_BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    with database.write() as session:
+        for job_id, model, attempt, is_alone, crashes, shared_crashes in session.execute(overdue).all():
+            guard = and_(RUNNING, Job.id == job_id, Job.attempt == attempt, Job.lease_expires_at < now())
+            if is_alone and crashes + 1 >= MAX_CRASHES:
+                message = f"the worker was lost {MAX_CRASHES} times while it ran this job alone"
+                payload = {"attempt": attempt, "code": "worker-lost", "message": message}
+                move(
+                    session,
+                    guard,
+                    JobState.FAILED,
+                    payload,
+                    crashes=crashes + 1,
+                    error_code="worker-lost",
+                    error_message=message,
+                    cleanup_at=now(),
+                )
+                logger.warning("job_failed", job_id=str(job_id), attempt=attempt, code="worker-lost")
+                continue
+            shared_crashes += not is_alone
+            counts = {
+                "crashes": crashes + is_alone,
+                "shared_crashes": shared_crashes,
+                "is_solo": shared_crashes >= SUSPECT_SHARED_CRASHES,
+            }
+            if put_back(session, guard, "the worker was lost", **counts):
+                waiting.append((job_id, model))
+    return waiting
+
+
+def expire_overdue(database: Database) -> int:
+    """End the live jobs whose deadline has passed."""
+    overdue = select(Job.id).where(LIVE, Job.deadline_at < now()).limit(SWEEP_BATCH).with_for_update(skip_locked=True)
+    with database.write() as session:
+        ids = session.scalars(overdue).all()
+        for job_id in ids:
+            guard = and_(LIVE, Job.id == job_id, Job.deadline_at < now())
+            if move(session, guard, JobState.EXPIRED, {}, cleanup_at=now()):
+                logger.info("job_expired", job_id=str(job_id))
+    return len(ids)
+
+
+def promote_aged_bulk(database: Database, *, age_seconds: float) -> int:
+    """Move the bulk jobs that have waited too long into the interactive line, each at a place it could get today."""
+    aged = (
+        select(Job.id, Job.owner, Job.model)
+        .where(QUEUED, Job.job_class == JobClass.BULK, Job.queued_at < now(-age_seconds))
+        .order_by(Job.queued_at)
+        .limit(SWEEP_BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    with database.write() as session:
+        rows = session.execute(aged).all()
+        for job_id, owner, model in rows:
+            start_tag = start_tag_of(session, owner, model, JobClass.INTERACTIVE)
+            session.execute(
+                update(Job)
+                .where(QUEUED, Job.id == job_id)
+                .values(
+                    job_class=JobClass.INTERACTIVE,
+                    start_tag=start_tag,
+                    finish_tag=start_tag + (Job.finish_tag - Job.start_tag),
+                )
+                .execution_options(synchronize_session=False)
+            )
+    return len(rows)
+
+
+def due_for_cleanup(database: Database) -> list[Ended]:
+    """Ended jobs that may have left objects of attempts that did not win."""
+    query = select(Job).where(Job.cleanup_at <= now()).order_by(Job.cleanup_at).limit(SWEEP_BATCH)
+    with database.read() as session:
+        return [ended_record(job) for job in session.scalars(query)]
+
+
+def cleaned(database: Database, job_id: UUID, *, late_seconds: float) -> None:
+    """Note that a job's stray objects were deleted; once more is due when no late upload can be on its way."""
+    late = now(late_seconds)
+    is_last = Job.cleanup_at > Job.finished_at
+    statement = update(Job).where(Job.id == job_id).values(cleanup_at=case((is_last, None), else_=late))
+    with database.write() as session:
+        session.execute(statement.execution_options(synchronize_session=False))
+
+
+def due_for_deletion(database: Database, *, retention_seconds: Mapping[JobState, float]) -> list[Ended]:
+    """Ended jobs that have been kept for as long as their state is kept."""
+    old = [and_(Job.state == state, Job.finished_at < now(-seconds)) for state, seconds in retention_seconds.items()]
+    with database.read() as session:
+        return [ended_record(job) for job in session.scalars(select(Job).where(or_(*old)).limit(SWEEP_BATCH))]
+
+
+def delete_ended(database: Database, job_id: UUID) -> None:
+    """Forget an ended job, its pictures' rows and its history. Its objects must be gone already."""
+    with database.write() as session:
+        session.execute(delete(Job).where(Job.id == job_id, Job.state.in_(FINAL_STATES)))

@@ -1,5 +1,6 @@
-"""The web room of Darkroom: create_app lists everything an application is wired from. Knows HTTP; asks jobs for the rest."""
+"""Darkroom over HTTP: create_app lists everything an application is wired from. Knows no SQL, no broker, no engine."""
 
+from collections.abc import Callable
 from hashlib import sha256
 from importlib.resources import files
 
@@ -10,7 +11,9 @@ from darkroom.catalog import Catalog
 from darkroom.config import Settings
 from darkroom.db import Database
 from darkroom.events import ProgressBoard
+from darkroom.relay import Relay
 from darkroom.storage import Storage
+from darkroom.sweeper import Sweeper
 from darkroom.web import guards, problems
 from darkroom.web.api import api
 from darkroom.web.background import Background
@@ -42,18 +45,19 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
         WTF_CSRF_SSL_STRICT=False,  # guards.check_origin is stricter than its look at the Referer
     )
     database = Database(settings.database)
-    app.extensions["darkroom"] = Services(
-        settings=settings,
-        database=database,
-        catalog=Catalog.load(settings),
-        storage=Storage(settings),
-        progress=ProgressBoard(settings.redis_url),
-        background=Background(),
-    )
+    catalog = Catalog.load(settings)
+    storage = Storage(settings)
+    relay = Relay(settings, database=database, catalog=catalog)
+    sweeper = Sweeper(settings, database=database, storage=storage, on_waiting=relay.notify)
+    background = Background(relay, sweeper)
+    progress = ProgressBoard(settings.redis_url)
+    app.extensions["darkroom"] = Services(settings, database, catalog, storage, progress, background)
 
-    guards.install(app, settings)  # before the form's token is looked at
     problems.install(app)
+    guards.install(app, settings)  # before the form's token is looked at
     CSRFProtect(app).exempt(api)  # programs hold no cookie; require_json and check_origin stand in for the token
+    if with_background:
+        background.run_with(app)
     app.register_blueprint(api)
     app.register_blueprint(pages)
     app.add_template_global(_asset_urls(), "asset")
@@ -61,7 +65,7 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
     return app
 
 
-def _asset_urls():
+def _asset_urls() -> Callable[[str], str]:
     folder = files("darkroom.web").joinpath("static")
     versions = {file.name: sha256(file.read_bytes()).hexdigest()[:12] for file in folder.iterdir()}
     return lambda name: url_for("static", filename=name, v=versions[name])

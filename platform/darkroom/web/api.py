@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from darkroom.web.health import readiness
 from flask import Blueprint, Response, json, request
 
 from darkroom import jobs
@@ -12,6 +11,7 @@ from darkroom.errors import FieldError, InvalidParameters, JobNotFound
 from darkroom.jobs import ImageRecord, JobClass, JobState
 from darkroom.web.documents import job_document, job_path, models_document
 from darkroom.web.guards import require_json
+from darkroom.web.health import readiness
 from darkroom.web.problems import Problem, respond
 from darkroom.web.services import KEYLESS_OWNER, job_uuid, services
 from darkroom.web.submission import check, read_json

@@ -1,6 +1,50 @@
-"""Background loops (draft)."""
+"""The loops of a web process: the relay that rings and the sweeper. Knows when they run, not what they do."""
+
+from typing import Any
+from uuid import UUID
+
+from flask import Flask
+
+from darkroom.jobs import JobRecord
+from darkroom.relay import Relay
+from darkroom.sweeper import Sweeper
+
+# A turn of the relay ends within a few seconds even when Redis is a black hole, and so does its longest pause.
+STALE_SECONDS = 20.0
+
 
 class Background:
-    def notify(self, job): ...
-    def report(self): return {}
-    def ensure(self): ...
+    """Both loops, in the process that serves."""
+
+    def __init__(self, relay: Relay, sweeper: Sweeper) -> None:
+        self._relay = relay
+        self._sweeper = sweeper
+
+    def run_with(self, app: Flask) -> None:
+        """Start the loops now, and again at any request that finds one dead: a fork or a fault may have ended it."""
+        self.ensure_alive()
+        app.before_request(self.ensure_alive)
+
+    def ensure_alive(self) -> None:
+        """Start whichever loop does not run. After stop() nothing is started again."""
+        self._relay.ensure_alive()
+        self._sweeper.ensure_alive()
+
+    def stop(self) -> None:
+        """End both loops. Again is fine, and so is before they ran."""
+        self._relay.stop()
+        self._sweeper.stop()
+
+    def notify(self, job: JobRecord) -> None:
+        """Have a worker rung for a job that was just committed. Never waits, never fails."""
+        self._relay.notify(job.id, model=job.model)
+
+    def announce_cancel(self, job_id: UUID) -> None:
+        """Have the job's worker told to stop. Never waits, never fails."""
+        self._relay.announce_cancel(job_id)
+
+    def report(self) -> dict[str, Any]:
+        """The relay's age, for /readyz."""
+        age = self._relay.age_seconds
+        report = {"ok": age < STALE_SECONDS, "age_seconds": round(age, 1)}
+        return report if report["ok"] else report | {"problem": "its loop has not come round"}

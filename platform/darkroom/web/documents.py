@@ -1,5 +1,6 @@
 """The shapes that programs read: jobs, pictures and models as JSON. Knows addresses; asks nobody anything."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -24,7 +25,7 @@ def image_path(job_id: UUID, n: int) -> str:
 
 
 def job_document(
-    job: JobRecord, *, position: int | None = None, progress: dict[str, Any] | None = None
+    job: JobRecord, *, position: int | None = None, progress: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """One job. Addresses are relative to the host that was asked, so that they hold behind any proxy."""
     return {
@@ -34,7 +35,7 @@ def job_document(
         "priority": job.job_class.name.lower(),
         "params": job.params.model_dump(mode="json"),
         "position": position,
-        "progress": progress,
+        "progress": dict(progress) if progress else None,
         "attempt": job.attempt,
         "created_at": timestamp(job.created_at),
         "started_at": timestamp(job.started_at),

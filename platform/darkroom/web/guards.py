@@ -57,13 +57,13 @@ def check_bind(settings: Settings) -> None:
     if is_loopback(settings.host) or settings.keyless_anywhere:
         return
     raise ConfigError(
-        f"DARKROOM_HOST: {settings.host or 'an empty address'} is reached from other machines, and no key is asked for: "
+        f"DARKROOM_HOST: {settings.host or 'an empty address'} is open to other machines, and no key is asked for: "
         "bind to 127.0.0.1, or say DARKROOM_KEYLESS_ANYWHERE=true to let in everybody who can reach it"
     )
 
 
 def check_host(allowed: frozenset[str]) -> None:
-    """Refuse a request for a name that is not ours: a page that rebinds its own name to this machine sends that name."""
+    """Refuse a request for a name that is not ours: a page that rebound its name to this machine sends that name."""
     name = _hostname(request.headers.get("Host", ""))
     if is_loopback(name) or name in allowed or request.path in OPEN_PATHS:
         return

@@ -23,12 +23,12 @@ def readiness(services: Services) -> dict[str, dict[str, Any]]:
     questions: dict[str, Callable[[], str | None]] = {
         "database": lambda: _database_problem(services),
         "redis": lambda: _redis_problem(services.settings.redis_url),
-        "s3": lambda: services.storage.check(),
+        "s3": services.storage.check,
     }
     with ThreadPoolExecutor(len(questions)) as pool:
         answers = pool.map(lambda name: _ask(name, questions[name]), questions)
         report = dict(zip(questions, answers, strict=True))
-    return report | services.background.report()
+    return report | {"relay": services.background.report()}
 
 
 def _ask(name: str, question: Callable[[], str | None]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from darkroom.web.form import Form, form_from, new_form, refused_form
 from darkroom.web.problems import unknown_model
 from darkroom.web.services import KEYLESS_OWNER, job_uuid, services
 from darkroom.web.submission import check, read_form
-from darkroom.web.wording import LABELS, parameters_in_words, sentence_of, times_in_words
+from darkroom.web.wording import LABELS, parameters_in_words, sentence_of, shown_size, times_in_words
 
 RECENT = 6
 GALLERY_PAGE = 48
@@ -58,10 +58,13 @@ def submit_form() -> AnyResponse:
 def show_job(job_id: str) -> Response:
     """A job as it is now. Without JavaScript the page asks for itself again while the job lives."""
     sight = services().follow(job_id)
+    is_orphan = sight.job.state is JobState.QUEUED and not services().has_worker(sight.job.model)
     return make_response(
         render_template(
             "job.html",
             job=sight.job,
+            is_orphan=is_orphan,
+            shown_size=shown_size,
             sentence=sentence_of(sight),
             parameters=parameters_in_words(sight.job),
             times=times_in_words(sight.job),

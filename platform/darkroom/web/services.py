@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 from uuid import UUID
 
-from darkroom.web.background import Background
 from flask import current_app
 
-from darkroom import jobs
+from darkroom import fleet, jobs
 from darkroom.catalog import Catalog
 from darkroom.config import Settings
 from darkroom.db import Database
@@ -17,6 +16,7 @@ from darkroom.errors import JobNotFound
 from darkroom.events import ProgressBoard
 from darkroom.jobs import ImageRecord, JobRecord, JobState
 from darkroom.storage import Storage
+from darkroom.web.background import Background
 from darkroom.web.submission import Submission
 
 # Without keys there is one owner: whoever reaches the loopback address.
@@ -64,10 +64,15 @@ class Services:
         progress = self.progress.read(job.id) if job.state is JobState.RUNNING else None
         return Sight(job, position, progress)
 
+    def has_worker(self, model: str) -> bool:
+        """Whether a worker that holds the model was heard of within a lease."""
+        lease_seconds = self.settings.lease_seconds
+        return fleet.num_slots(self.database, [model], lease_seconds=lease_seconds)[model] > 0
+
     def cancel(self, job_id: str) -> JobRecord:
         """Call a job off, then tell its worker. Raises JobNotFound or JobFinished."""
         job = jobs.cancel(self.database, job_uuid(job_id), owner=KEYLESS_OWNER)
-        self.progress.announce_cancel(job.id)
+        self.background.announce_cancel(job.id)
         return job
 
     def image(self, job_id: str, n: str) -> ImageRecord:

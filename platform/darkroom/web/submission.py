@@ -38,12 +38,12 @@ class Submission:
     deadline_seconds: float
 
 
-class _Twice(Exception):  # noqa: N818 - never leaves this module
+class _Twice(Exception):
     """A JSON object has one key twice."""
 
 
 def read_json(raw: bytes) -> dict[str, Any]:
-    """Read a request body. Raises Refused (400) when it is not JSON, InvalidParameters when it is not one plain object."""
+    """Read a request body. Raises Refused (400) when it is not JSON, InvalidParameters when it is not an object."""
     try:
         body = loads(raw.decode(), parse_int=_whole, parse_constant=_refuse_constant, object_pairs_hook=_once)
     except _Twice as error:

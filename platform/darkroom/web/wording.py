@@ -21,6 +21,9 @@ LABELS = {
     "num_images": "Pictures",
 }
 
+SMALLEST_SHOWN = 576
+LARGEST_SHOWN = 832
+
 STAGES = {
     "wait": "Waiting for a row",
     "encode": "Reading the prompt",
@@ -93,6 +96,13 @@ def parameters_in_words(job: JobRecord) -> list[tuple[str, str]]:
         ("Priority", job.job_class.name.lower()),
     ]
     return [*rows, ("Avoid", params.negative_prompt)] if params.negative_prompt else rows
+
+
+def shown_size(width: int, height: int) -> tuple[int, int]:
+    """The size in CSS pixels at which a lone picture is shown: small ones enlarged, large ones to fit a screen."""
+    longer = max(width, height)
+    scale = min(max(longer, SMALLEST_SHOWN), LARGEST_SHOWN) / longer
+    return round(width * scale), round(height * scale)
 
 
 def times_in_words(job: JobRecord) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ Knows diffusers' scheduler classes; knows no model and no batch.
 """
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,12 +22,15 @@ from diffusers import (
 )
 from torch import Generator
 
+# diffusers' own default.
+LCM_DISTILLED_STEPS = 50
+
 
 @dataclass(frozen=True)
 class Sampler:
     """A diffusers scheduler class and what its name promises beyond the model's own scheduler config."""
 
-    noise_scheduler_class: type
+    noise_scheduler_class: Any
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -55,11 +59,19 @@ def make_noise_scheduler(sampler: str, config: Mapping[str, Any], num_inference_
     """Build a noise_scheduler for one request from the model's scheduler config, its timesteps set, on the CPU.
 
     One object per request: they keep their state inside. Its tables stay on the CPU, where indexing them never makes
-    the device wait. Raises ValueError where the sampler cannot do that number of steps.
+    the device wait.
     """
     chosen = SAMPLERS[sampler]
-    noise_scheduler = chosen.noise_scheduler_class.from_config(config, **chosen.overrides)  # type: ignore[attr-defined]
-    noise_scheduler.set_timesteps(num_inference_steps)
+    overrides = dict(chosen.overrides)
+    if sampler == "lcm":
+        # LCM takes its steps from among those it was distilled with: where more are asked for, from among so many.
+        distilled_steps = config.get("original_inference_steps", LCM_DISTILLED_STEPS)
+        overrides["original_inference_steps"] = max(num_inference_steps, distilled_steps)
+    with warnings.catch_warnings():
+        # diffusers hands tensors to numpy the way that numpy 2 deprecates.
+        warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
+        noise_scheduler = chosen.noise_scheduler_class.from_config(config, **overrides)
+        noise_scheduler.set_timesteps(num_inference_steps)
     if hasattr(noise_scheduler, "set_begin_index"):
         noise_scheduler.set_begin_index(0)
     return noise_scheduler

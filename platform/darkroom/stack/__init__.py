@@ -1,1 +1,1 @@
-"""The embedded stack: the same parts as in production, started together on one machine for `darkroom up`."""
+"""What runs Darkroom on one machine. Imports nothing here: a web host uses the leash and has no supervisor."""

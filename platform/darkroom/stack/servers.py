@@ -188,6 +188,20 @@ def free_port() -> int:
     return port
 
 
+def port_problem(host: str, port: int) -> str | None:
+    """Say why a server could not listen on a port; None when it could."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
 def answers_http(port: int, path: str = "/", *, host: str = HOST) -> bool:
     """Whether an HTTP server answers at all, whatever its status."""
     connection = http.client.HTTPConnection(host, port, timeout=GREETING_SECONDS)

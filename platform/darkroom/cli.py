@@ -1,0 +1,215 @@
+"""The `darkroom` command. Each command reads its words, makes one call and prints; what it needs it imports itself.
+
+So `darkroom --help` and `darkroom submit` stay quick, and a web host needs nothing of the stack's.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from darkroom import __version__
+from darkroom.errors import DarkroomError
+
+WAIT_SECONDS = 3600
+
+
+class _Commands(click.Group):
+    """Commands whose expected errors are one sentence on stderr and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DarkroomError as error:
+            raise click.ClickException(str(error)) from error
+
+
+URL = click.option(
+    "--url", envvar="DARKROOM_URL", default="http://127.0.0.1:8000", show_default=True, help="Where Darkroom is."
+)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="darkroom")
+def main() -> None:
+    """Darkroom turns prompts into pictures, on your own machines.
+
+    `darkroom up` starts everything on this machine; the other commands speak to a Darkroom that runs.
+    Settings come from the environment: `darkroom doctor` says what is missing or wrong, and how to mend it.
+    """
+
+
+@main.command()
+@click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(1, 65535), help="The port of the web face.  [default: 8000]")
+@click.option("--model", type=click.Path(path_type=Path), help="A folder with a diffusers pipeline: the only model.")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="How many workers to start.")
+def up(host: str | None, port: int | None, model: Path | None, workers: int) -> None:
+    """Start everything on this machine, until Ctrl-C.
+
+    SQLite, a Valkey server, an S3 server, the web face and a worker, with their data and logs in DARKROOM_HOME
+    (~/.darkroom). A part is left out when its address is given: DATABASE_URL, REDIS_URL, S3_ENDPOINT_URL.
+    """
+    from darkroom.config import load_settings
+    from darkroom.stack.embedded import Stack
+    from darkroom.stack.foreground import hold
+
+    given = {name: value for name, value in {"host": host, "port": port}.items() if value is not None}
+    hold(Stack(load_settings(**given), workers=workers, model=model, report=click.echo), report=click.echo)
+
+
+@main.command()
+@click.option("--prompt", required=True, help="What the picture shall show.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    default="demo.png",
+    show_default=True,
+    help="Where to write the picture.",
+)
+def demo(prompt: str, output: Path) -> None:
+    """Develop one picture on a stack that exists only for it, and leave nothing else behind."""
+    from rich.console import Console
+
+    from darkroom.stack.demo import run
+    from darkroom.stack.foreground import Interrupted
+
+    try:
+        run(prompt, output=output, console=Console())
+    except Interrupted:
+        raise click.Abort from None
+
+
+@main.command()
+@URL
+@click.argument("prompt")
+@click.option("--model", help="The model's name.  [default: the default of the catalog]")
+@click.option("--negative-prompt", help="What the picture shall not show.")
+@click.option("--width", type=int, help="In pixels.")
+@click.option("--height", type=int, help="In pixels.")
+@click.option("--steps", "num_inference_steps", type=int, help="How many denoising steps.")
+@click.option("--guidance-scale", type=float, help="How strongly the prompt steers.")
+@click.option("--sampler", help="One of the model's samplers.")
+@click.option("--seed", type=int, help="The same seed gives the same picture.  [default: random]")
+@click.option("--num-images", type=int, help="How many pictures.")
+@click.option("--format", type=click.Choice(["png", "webp", "jpeg"]), help="The file format.")
+@click.option("--priority", type=click.Choice(["interactive", "bulk"]), help="Which line to wait in.")
+@click.option("--wait", is_flag=True, help="Wait until the job has ended.")
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the picture; implies --wait."
+)
+def submit(url: str, prompt: str, *, wait: bool, output: Path | None, **fields: Any) -> None:
+    """Submit PROMPT, and print the job's id.
+
+    What is left out is the model's default; what the model does not take is refused by name. With --output and
+    several pictures, each file's name gets the picture's number.
+    """
+    from rich.console import Console
+
+    from darkroom.client import Client
+    from darkroom.terminal import shown
+
+    with Client(url) as client:
+        job = client.submit(prompt, **fields)
+        click.echo(job.id)
+        if not wait and output is None:
+            return
+        with shown(Console(stderr=True)) as show:
+            job = client.wait(job.id, seconds=WAIT_SECONDS, on_change=show)
+        if job.state != "succeeded":
+            raise click.ClickException(f"the job has {job.state}" + (f": {job.error.message}" if job.error else ""))
+        for image in job.images if output else ():
+            assert output
+            path = output if len(job.images) == 1 else output.with_stem(f"{output.stem}-{image.n}")
+            path.write_bytes(client.download(image))
+            click.echo(path)
+
+
+@main.command()
+@URL
+@click.argument("job_id", metavar="[JOB]", required=False)
+def status(url: str, job_id: str | None) -> None:
+    """Show how JOB is; without JOB, the newest jobs."""
+    from darkroom.client import Client
+    from darkroom.terminal import describe
+
+    with Client(url) as client:
+        if job_id:
+            click.echo(_sheet(client, job_id))
+            return
+        for job in client.list_jobs():
+            prompt = str(job.params.get("prompt", ""))
+            click.echo(f"{job.id}  {job.created_at:%F %T}  {describe(job):<9}  {prompt[:60]}")
+
+
+def _sheet(client: Any, job_id: str) -> str:
+    from darkroom.terminal import describe, stages
+
+    job = client.get(job_id)
+    rows = [("job", job.id), ("state", describe(job)), ("model", job.model), ("created", f"{job.created_at:%F %T %Z}")]
+    rows += [(name, value) for name, value in job.params.items() if value != ""]
+    rows += [(f"{name}", f"{seconds:.2f} s") for name, seconds in stages(job).items()]
+    rows += [(f"picture {image.n}", client.url + image.url) for image in job.images]
+    if job.error:
+        rows.append((job.error.code, job.error.message))
+    return "\n".join(f"{name:<20} {value}" for name, value in rows)
+
+
+@main.command()
+@URL
+def models(url: str) -> None:
+    """List the models on offer, the default first."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from darkroom.client import Client
+
+    with Client(url) as client:
+        table = Table("name", "title", "family", "licence", "size", "steps", box=None, pad_edge=False)
+        for model in client.models():
+            size = f"{model.defaults['width']}x{model.defaults['height']}"
+            steps = str(model.defaults["num_inference_steps"])
+            table.add_row(model.name, model.title, model.family, model.license, size, steps)
+        Console().print(table)
+
+
+@main.command()
+def migrate() -> None:
+    """Bring the database's schema to this version."""
+    from darkroom.config import load_settings
+    from darkroom.db import migrate as bring_up
+
+    settings = load_settings()
+    bring_up(settings.database)
+    click.echo("the schema is up to date")
+
+
+@main.command()
+@click.pass_context
+def doctor(ctx: click.Context) -> None:
+    """Say what is missing or wrong, each with its cure. Exit status 1 if anything is."""
+    from darkroom.doctor import examine
+
+    findings = examine(os.environ)
+    for finding in findings:
+        click.echo(f"{finding.mark} {finding.name:<10} {finding.fact}")
+        if finding.cure:
+            click.echo(f"  {'':<10} {finding.cure}")
+    ctx.exit(1 if any(finding.is_wrong for finding in findings) else 0)
+
+
+@main.command()
+@click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(1, 65535), help="The port.  [default: 8000]")
+def web(host: str | None, port: int | None) -> None:
+    """Serve the web face and nothing else, for production: put a proxy with TLS before it."""
+    from darkroom.config import load_settings
+    from darkroom.server import serve
+
+    given = {name: value for name, value in {"host": host, "port": port}.items() if value is not None}
+    serve(load_settings(**given))
+
+
+if __name__ == "__main__":
+    main()

@@ -38,6 +38,9 @@ NAMING_CONVENTION = {
 
 SQLITE_BUSY_SECONDS = 30
 POSTGRES_CONNECT_SECONDS = 5
+NETWORK_FILESYSTEMS = frozenset(
+    {"9p", "afs", "ceph", "cifs", "fuse.sshfs", "glusterfs", "lustre", "nfs", "nfs4", "smb3"}
+)
 
 
 class Base(DeclarativeBase):
@@ -172,6 +175,17 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     # A writer that begins as a reader cannot wait for its turn: SQLite answers "locked" at once.
     connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('sqlite_begin', 'IMMEDIATE')}")
+
+
+def is_on_network(url: str) -> bool:
+    """Whether a SQLite file lies on a filesystem of another host, where its locks do not hold."""
+    path = Path(make_url(url).database or "").absolute()
+    mounts = Path("/proc/self/mounts")
+    if not mounts.exists():
+        return False
+    points = [line.split()[1:3] for line in mounts.read_text().splitlines()]
+    holding = [(point, kind) for point, kind in points if path.is_relative_to(point)]
+    return max(holding, key=lambda mount: len(mount[0]))[1] in NETWORK_FILESYSTEMS if holding else False
 
 
 def alembic_config(url: str) -> Config:

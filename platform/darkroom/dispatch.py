@@ -11,6 +11,8 @@ from celery.exceptions import CeleryError
 from kombu.entity import Queue
 from kombu.exceptions import KombuError
 from redis import Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from darkroom.config import Settings
 
@@ -23,6 +25,11 @@ BROKER_ERRORS = (CeleryError, KombuError, RedisError, OSError)
 def queue_name(model: str) -> str:
     """The Celery queue of a model's doorbells."""
     return f"develop.{model}"
+
+
+def model_of(queue: str) -> str:
+    """The model whose doorbells a queue carries."""
+    return queue.removeprefix(queue_name(""))
 
 
 def celery_app(settings: Settings, *, transport: str | None = None) -> Celery:
@@ -66,7 +73,9 @@ class Doorbell:
         self._app = celery_app(settings)
         # A publisher gives up sooner than a consumer, which waits inside BRPOP.
         self._app.conf.broker_transport_options |= {"socket_timeout": 1}
-        self._redis = Redis.from_url(settings.redis_url, socket_timeout=1, socket_connect_timeout=1)
+        self._redis = Redis.from_url(
+            settings.redis_url, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0)
+        )
 
     def num_waiting(self, model: str) -> int:
         """How many doorbells of a model nobody has heard yet. Raises one of BROKER_ERRORS."""

@@ -15,6 +15,8 @@ from uuid import UUID
 
 import redis
 import structlog
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from sqlalchemy import BigInteger, Text, and_, cast, func, insert, or_, select, text
 from sqlalchemy.orm import Session
 
@@ -97,7 +99,10 @@ class ProgressBoard:
 
     def __init__(self, redis_url: str) -> None:
         self._redis = redis.Redis.from_url(
-            redis_url, socket_timeout=REDIS_TIMEOUT_SECONDS, socket_connect_timeout=REDIS_TIMEOUT_SECONDS
+            redis_url,
+            socket_timeout=REDIS_TIMEOUT_SECONDS,
+            socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
+            retry=Retry(NoBackoff(), 0),  # the client's own default tries for seconds
         )
         self._rest_until = 0.0
 

@@ -1,0 +1,1 @@
+"""The glue between Darkroom's platform and its engine: doorbell -> claim -> engine -> storage -> finish."""

@@ -1,0 +1,180 @@
+"""The worker's process: puts the parts together, then lives inside Celery until it is told to drain."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import uuid
+from typing import Any
+
+import click
+import structlog
+from celery import Celery, Task
+from celery.signals import worker_shutting_down
+
+from darkroom import __version__, db, logs
+from darkroom.catalog import Catalog, ModelEntry
+from darkroom.config import Settings, load_settings
+from darkroom.db import Database
+from darkroom.dispatch import BROKER_ERRORS, TASK, Doorbell, celery_app, consume, model_of
+from darkroom.errors import ConfigError, DarkroomError
+from darkroom.fleet import WorkerFacts
+from darkroom.storage import Storage
+from darkroom.sweeper import Sweeper
+from darkroom_engine import Engine, EngineError
+from darkroom_worker.develop import Developer
+from darkroom_worker.transport import TRANSPORT, Waker
+from darkroom_worker.worker import Parts, Worker, is_alive
+
+logger = structlog.get_logger(__name__)
+
+# Celery's own shutdown comes after the drain; past this it is stuck in a broker that does not answer.
+SHUTDOWN_SECONDS = 5.0
+
+
+@click.command()
+@click.option("--health", is_flag=True, help="Exit 0 if a worker on this host has lately shown a sign of life.")
+def main(health: bool) -> None:
+    """Run a Darkroom worker on one device: claim jobs, develop them, store their pictures."""
+    try:
+        settings = load_settings()
+        if health:
+            sys.exit(0 if is_alive(settings) else 1)
+        logs.configure(settings)
+        run(settings)
+    except (DarkroomError, EngineError) as error:
+        click.echo(f"darkroom-worker: {error}", err=True)
+        sys.exit(1)
+
+
+def run(settings: Settings) -> None:
+    """Load the models, then work until SIGTERM. Raises what keeps a worker from starting."""
+    database = open_database(settings)
+    entries = _entries(settings)
+    engine = Engine(_device(settings), settings.max_rows, num_threads=settings.worker_threads)
+    for entry in entries:
+        engine.load(entry.name, family=entry.family, source=entry.source, revision=entry.revision, dtype=entry.dtype)
+    engine.start()
+    try:
+        serve(settings, database=database, engine=engine, facts=_facts(settings, engine))
+    finally:
+        engine.stop()
+        database.dispose()
+
+
+def open_database(settings: Settings) -> Database:
+    """Open a database that is migrated, and local if it is a file. Raises ConfigError or DatabaseUnavailable."""
+    database = Database(settings.database, pool_size=settings.worker_slots + 6)
+    if database.is_sqlite and db.is_on_network(settings.database):
+        raise ConfigError(
+            "DATABASE_URL: this SQLite file lies on a network filesystem, where its locks do not hold; "
+            "workers on other hosts need PostgreSQL"
+        )
+    if not db.is_migrated(database):
+        raise ConfigError("DATABASE_URL: the schema is not this version's; run `darkroom migrate` first")
+    return database
+
+
+def serve(settings: Settings, *, database: Database, engine: Any, facts: WorkerFacts) -> None:
+    """Work with these parts until SIGTERM or SIGINT, then drain."""
+    storage = Storage(settings)
+    developer = Developer(engine, storage=storage, database=database, patience_seconds=settings.upload_limit_seconds)
+    worker = Worker(Parts(settings=settings, facts=facts, database=database, storage=storage, developer=developer))
+    sweeper = Sweeper(settings, database=database, storage=storage)
+    app = _celery(settings, worker)
+
+    has_celery_ended = threading.Event()
+    worker_shutting_down.connect(lambda **_: _drain_in_background(worker, has_celery_ended), weak=False)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until Celery puts its own in place
+    try:
+        worker.start()
+        sweeper.ensure_alive()
+        _consumer(app, facts).start()
+    finally:
+        has_celery_ended.set()
+        worker.drain()
+        sweeper.stop()
+        worker.stop()
+        logger.info("worker_left", worker=facts.id)
+
+
+def _consumer(app: Celery, facts: WorkerFacts) -> Any:
+    return app.Worker(
+        pool="threads",
+        concurrency=facts.slots + 1,  # one more than the jobs, to hand on a doorbell that reached a full worker
+        hostname=facts.id,
+        loglevel="WARNING",
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+    )
+
+
+def _celery(settings: Settings, worker: Worker) -> Celery:
+    """Celery with the one task, consuming its models' doorbells only while the worker has room."""
+    app = celery_app(settings, transport=TRANSPORT)
+    app.conf.broker_transport_options |= {"is_open": worker.has_room}
+    consume(app, worker.models)
+    waker = Waker()
+    app.steps["consumer"].add(waker.step())
+    worker.on_room = waker.wake
+    doorbell = Doorbell(settings)
+
+    @app.task(name=TASK, bind=True)  # type: ignore[untyped-decorator]
+    def develop(task: Task, job_id: str | None = None, whole_line: bool = False) -> None:
+        """Claim and develop what waits. The id only says whom the doorbell was rung for."""
+        if worker.work_off(whole_line=whole_line) or job_id is None:
+            return
+        try:  # this worker was filled while the doorbell was on its way: hand it on
+            doorbell.ring(uuid.UUID(job_id), model=model_of(task.request.delivery_info["routing_key"]))
+        except BROKER_ERRORS as error:
+            logger.warning("doorbell_not_handed_on", job_id=job_id, reason=str(error))
+
+    worker.look = lambda whole_line: develop.apply(kwargs={"whole_line": whole_line}, throw=True)
+    return app
+
+
+def _drain_in_background(worker: Worker, has_celery_ended: threading.Event) -> None:
+    """Drain while Celery's warm shutdown waits for the same tasks; end the process if Celery then does not."""
+
+    def drain() -> None:
+        worker.drain()
+        if not has_celery_ended.wait(SHUTDOWN_SECONDS):
+            logger.warning("exit_without_celery")
+            worker.stop()
+            os._exit(0)
+
+    threading.Thread(target=drain, name="drain", daemon=True).start()
+
+
+def _entries(settings: Settings) -> list[ModelEntry]:
+    catalog = Catalog.load(settings)
+    if not settings.worker_models:
+        return list(catalog.models)
+    return [catalog.get(name) for name in settings.worker_models]
+
+
+def _device(settings: Settings) -> str:
+    if settings.worker_device != "auto":
+        return settings.worker_device
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _facts(settings: Settings, engine: Engine) -> WorkerFacts:
+    host = socket.gethostname()
+    return WorkerFacts(
+        id=f"{host[:40]}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
+        host=host,
+        pid=os.getpid(),
+        device=engine.device_info.name,
+        device_memory_bytes=engine.device_info.memory_bytes,
+        fingerprint=engine.device_info.fingerprint,
+        models=list(engine.models),
+        slots=settings.worker_slots,
+        version=__version__,
+    )

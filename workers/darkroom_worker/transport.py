@@ -1,0 +1,58 @@
+"""kombu's Redis transport, which asks before it takes a doorbell. Knows nothing of jobs.
+
+A full worker must leave doorbells to idle ones. Celery's own means (prefetch credit) counts messages, and kombu 5.7
+even holds a message it has already popped while there is no credit; here a full worker does not send BRPOP at all.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from celery import bootsteps
+from kombu.transport import redis
+
+TRANSPORT = f"{__name__}:Transport"
+
+
+class Channel(redis.Channel):
+    """Waits for messages only while the transport option `is_open` says so."""
+
+    from_transport_options: tuple[str, ...] = (*redis.Channel.from_transport_options, "is_open")  # type: ignore[assignment]
+    is_open: Callable[[], bool]
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        if self.is_open():
+            super()._brpop_start(timeout)  # type: ignore[no-untyped-call]
+
+
+class Transport(redis.Transport):
+    """kombu's, with the asking channel."""
+
+    Channel = Channel
+
+
+class Waker:
+    """Makes Celery's event loop come round at once, from any thread: a gate that opened is noticed without delay."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def wake(self) -> None:
+        """Wake the loop. One that is about to wake anyway is left alone."""
+        try:
+            os.write(self._writer, b"\0")
+        except BlockingIOError:
+            return  # the pipe is full of wakes that were not read yet
+
+    def step(self) -> type[bootsteps.StartStopStep]:
+        """The part of a Celery consumer that listens, added anew at every connection."""
+        reader = self._reader
+
+        class Listen(bootsteps.StartStopStep):  # type: ignore[misc]
+            requires = ("celery.worker.consumer.tasks:Tasks",)
+
+            def start(self, consumer: Any) -> None:
+                if consumer.hub:
+                    consumer.hub.add_reader(reader, os.read, reader, 4096)
+
+        return Listen

@@ -1,0 +1,289 @@
+"""The worker: claims jobs while it has room, holds their leases, drains. Knows no model and no broker.
+
+Every claim goes through `work_off`: on a doorbell, when a job ends, and on the poll.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import structlog
+
+from darkroom import fleet, jobs
+from darkroom.config import Settings
+from darkroom.db import Database
+from darkroom.errors import DarkroomError, DatabaseUnavailable, JobFinished, StaleAttempt, StorageError
+from darkroom.events import ProgressBoard, listen_for_cancels
+from darkroom.fleet import WorkerFacts
+from darkroom.jobs import Claim, Lines
+from darkroom.loops import Loop
+from darkroom.models import WorkerState
+from darkroom.storage import Storage
+from darkroom_worker.develop import UPLOAD, Developer, Held
+
+logger = structlog.get_logger(__name__)
+
+PROGRESS_SECONDS = 0.2
+# How long a stage may go without moving before the worker stops vouching for the job. One denoising step of a large
+# picture on a CPU may take minutes; the upload's own limit is a setting.
+STALL_SECONDS = {"encode": 120.0, "denoise": 300.0, "decode": 300.0}
+# After the device's thread has been stuck for this much longer, the process ends itself.
+WEDGED_EXTRA_SECONDS = 30.0
+WEDGED_EXIT_CODE = 70
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a worker is made of."""
+
+    settings: Settings
+    facts: WorkerFacts
+    database: Database
+    storage: Storage
+    developer: Developer
+
+
+class Worker:
+    """Holds up to `slots` jobs. All public methods may be called from any thread."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._settings = parts.settings
+        self._database = parts.database
+        self._facts = parts.facts
+        self._lock = threading.Lock()
+        self._claiming = threading.Lock()
+        self._held: dict[UUID, Held] = {}
+        self._lines = Lines()
+        self._is_draining = False
+        self._must_run_empty = False
+        self._is_storage_away = False
+        self._emptied = threading.Condition(self._lock)
+        self._drained = threading.Event()
+        self._stop = threading.Event()
+        self._board = ProgressBoard(self._settings.redis_url)
+        self._published: dict[UUID, object] = {}
+        self._pollers = ThreadPoolExecutor(self._facts.slots, thread_name_prefix="poll")
+        self._loops = [
+            Loop("heartbeat", self.beat, pause_seconds=self._settings.heartbeat_seconds),
+            Loop("progress", self._publish_progress, pause_seconds=PROGRESS_SECONDS),
+        ]
+        if self._settings.poll_seconds:
+            self._loops.append(Loop("poll", self._poll, pause_seconds=self._settings.poll_seconds))
+        # Both are set by the app, which knows Celery: to `work_off` inside a task, and to hear doorbells again.
+        self.look: Callable[[bool], object] = lambda whole_line: self.work_off(whole_line=whole_line)
+        self.on_room: Callable[[], None] = lambda: None
+
+    @property
+    def models(self) -> list[str]:
+        """The models it holds warm."""
+        return self._facts.models
+
+    def start(self) -> None:
+        """Make the worker known and begin to look for jobs."""
+        fleet.register(self._database, self._facts)
+        for loop in self._loops:
+            loop.ensure_alive()
+        self._canceler = threading.Thread(target=self._listen_for_cancels, name="cancels", daemon=True)
+        self._canceler.start()
+        logger.info("worker_ready", worker=self._facts.id, device=self._facts.device, models=self._facts.models)
+
+    def has_room(self) -> bool:
+        """Whether the worker would take another job now."""
+        with self._lock:
+            return self._has_room()
+
+    def _has_room(self) -> bool:
+        if self._is_draining or self._is_storage_away or (self._must_run_empty and self._held):
+            return False
+        if any(held.claim.is_solo for held in self._held.values()):
+            return False
+        return len(self._held) < self._facts.slots
+
+    def work_off(self, *, whole_line: bool = False) -> bool:
+        """Claim and develop jobs until none is left for this worker. Returns whether there was room to look at all."""
+        if not self.has_room():
+            return False
+        while held := self._claim(whole_line=whole_line):
+            if self.has_room():
+                self._kick()  # where one job waited there may be more, and this thread is busy from now on
+            self._develop(held)
+        return True
+
+    def _kick(self) -> None:
+        try:
+            self._pollers.submit(self.look, False)
+        except RuntimeError:
+            logger.debug("no_kick_after_shutdown")
+
+    def _claim(self, *, whole_line: bool) -> Held | None:
+        with self._claiming:  # one at a time: a suspect must not find company while it is being claimed
+            with self._lock:
+                num_held = len(self._held)
+                if not self._has_room():
+                    return None
+            try:
+                claim = jobs.claim(
+                    self._database,
+                    worker_id=self._facts.id,
+                    models=self._facts.models,
+                    num_held=num_held,
+                    lease_seconds=self._settings.lease_seconds,
+                    lines=self._lines,
+                    whole_line=whole_line,
+                )
+            except DatabaseUnavailable as error:
+                logger.warning("claim_without_database", reason=str(error))
+                return None
+            return self._hold(claim) if claim else None
+
+    def _hold(self, claim: Claim) -> Held:
+        held = Held(claim)
+        with self._lock:
+            self._held[claim.job_id] = held
+            self._must_run_empty = False
+        return held
+
+    def _develop(self, held: Held) -> None:
+        try:
+            self._parts.developer.develop(held)
+        except StorageError as error:
+            logger.error("claims_pause", reason=error.reason)
+            self._is_storage_away = True
+        finally:
+            with self._lock:
+                self._held.pop(held.claim.job_id, None)
+                self._emptied.notify_all()
+            self.on_room()
+
+    def _poll(self) -> None:
+        if self._is_storage_away:
+            self._parts.storage.check()
+            self._is_storage_away = False
+            logger.info("claims_resume")
+        if self.has_room():
+            self._pollers.submit(self.look, True)
+
+    def beat(self) -> None:
+        """Renew the leases of the jobs that move, and let go of those that are somebody else's by now."""
+        with self._lock:
+            held = dict(self._held)
+            state = WorkerState.DRAINING if self._is_draining else WorkerState.READY
+        self._exit_if_wedged(held)
+        attempts = {job_id: job.claim.attempt for job_id, job in held.items() if not self._is_stalled(job)}
+        fleet.beat(self._database, self._facts, state=state, num_jobs=len(held))
+        mine = jobs.heartbeat(
+            self._database,
+            worker_id=self._facts.id,
+            attempts=attempts,
+            lease_seconds=self._settings.lease_seconds,
+        )
+        for job_id in attempts.keys() - mine:
+            held[job_id].lose()
+        self._reserve_for_suspect(bool(held))
+        self._show_life()
+
+    def _reserve_for_suspect(self, is_busy: bool) -> None:
+        must_run_empty = is_busy and jobs.reserve_solo(
+            self._database,
+            worker_id=self._facts.id,
+            models=self._facts.models,
+            wait_seconds=self._settings.solo_wait_seconds,
+            hold_seconds=self._settings.heartbeat_seconds * 3,
+        )
+        with self._lock:
+            self._must_run_empty = must_run_empty
+
+    def _is_stalled(self, held: Held, *, extra_seconds: float = 0.0) -> bool:
+        stage, age_seconds = held.stage_age_seconds
+        limits = STALL_SECONDS | {UPLOAD: self._settings.upload_limit_seconds * 2}
+        return age_seconds > limits.get(stage, float("inf")) + extra_seconds
+
+    def _exit_if_wedged(self, held: dict[UUID, Held]) -> None:
+        """End the process when its device is stuck: only a new process gets the device back."""
+        for job_id, job in held.items():
+            if job.stage_age_seconds[0] in STALL_SECONDS and self._is_stalled(job, extra_seconds=WEDGED_EXTRA_SECONDS):
+                logger.critical("device_is_stuck", job_id=str(job_id), stage=job.stage_age_seconds[0])
+                os._exit(WEDGED_EXIT_CODE)
+
+    def _show_life(self) -> None:
+        path = life_sign(self._settings, self._facts.id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def _publish_progress(self) -> None:
+        with self._lock:
+            progress = {job_id: held.progress for job_id, held in self._held.items()}
+        changed = {job_id: fields for job_id, fields in progress.items() if self._published.get(job_id) != fields}
+        self._board.publish(changed)
+        self._published = dict(progress)
+
+    def _listen_for_cancels(self) -> None:
+        listen_for_cancels(self._settings.redis_url, on_cancel=self._on_cancel, stop=self._stop)
+
+    def _on_cancel(self, job_id: UUID) -> None:
+        """Believe nothing that Redis says: ask SQL, which the next heartbeat would have done anyway."""
+        with self._lock:
+            is_mine = job_id in self._held
+        if is_mine:
+            try:
+                self.beat()
+            except DarkroomError as error:
+                logger.warning("cancel_waits_for_heartbeat", job_id=str(job_id), reason=str(error))
+
+    def drain(self) -> None:
+        """Claim nothing more; let what runs finish within the grace time, and put the rest back into the queue."""
+        with self._lock:
+            is_first, self._is_draining = not self._is_draining, True
+        if is_first:
+            self._drain()
+            self._drained.set()
+        self._drained.wait()
+
+    def _drain(self) -> None:
+        with self._lock:
+            logger.info("worker_drains", worker=self._facts.id, num_jobs=len(self._held))
+            self._emptied.wait_for(lambda: not self._held, self._settings.worker_grace_seconds)
+            left = list(self._held.values())
+        for held in left:
+            self._put_back(held)
+        with self._lock:
+            self._emptied.wait_for(lambda: not self._held, self._settings.heartbeat_seconds)
+
+    def _put_back(self, held: Held) -> None:
+        claim = held.claim
+        try:
+            jobs.requeue(self._database, claim.job_id, reason="the worker drains", attempt=claim.attempt)
+        except (StaleAttempt, JobFinished):
+            logger.info("job_was_lost", job_id=str(claim.job_id), attempt=claim.attempt)
+        except DatabaseUnavailable as error:
+            logger.warning("job_left_to_its_lease", job_id=str(claim.job_id), reason=str(error))
+        held.lose()
+
+    def stop(self) -> None:
+        """End the loops and leave the fleet. After `drain`; again is fine."""
+        self._stop.set()
+        for loop in self._loops:
+            loop.stop()
+        self._pollers.shutdown(wait=False, cancel_futures=True)
+        try:
+            fleet.leave(self._database, self._facts.id)
+        except DatabaseUnavailable as error:
+            logger.warning("left_without_a_word", reason=str(error))
+        life_sign(self._settings, self._facts.id).unlink(missing_ok=True)
+
+
+def life_sign(settings: Settings, worker_id: str) -> Path:
+    """The file that a worker touches with every heartbeat, for probes on its own host."""
+    return settings.home / "run" / f"worker-{worker_id}.alive"
+
+
+def is_alive(settings: Settings) -> bool:
+    """Whether a worker on this host has shown a sign of life within three heartbeats."""
+    oldest = time.time() - 3 * settings.heartbeat_seconds
+    return any(path.stat().st_mtime > oldest for path in (settings.home / "run").glob("worker-*.alive"))

@@ -16,6 +16,8 @@ from darkroom import jobs
 from darkroom.db import Database
 from darkroom.jobs import Lines
 
+pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
+
 MODEL = "bench"
 NUM_ROUNDS = 600
 WARM_UP_ROUNDS = 100
@@ -80,8 +82,7 @@ def databases(postgres, migrated_postgres) -> Iterator[list[Database]]:
         database.dispose()
 
 
-@pytest.mark.timeout(900)
-def bench_claim(databases: list[Database]) -> None:
+def test_claim_cost_by_depth(databases: list[Database]) -> None:
     cases = {f"{depth} queued": Case(database, depth) for depth, database in zip(DEPTHS, databases, strict=False)}
     with ExitStack() as stack:
         cases["100000 queued, after 100000 claims under an idle transaction"] = _under_idle_transaction(

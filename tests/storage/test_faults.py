@@ -1,8 +1,10 @@
 """Storage against answers that a healthy S3 server does not give, from a server that knows only its script."""
 
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import md5
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -26,14 +28,15 @@ class ScriptedServer:
 
     script: list[Answer]
     num_requests: int = 0
-    authorization: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
     url: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def next_answer(self, authorization: str) -> Answer:
+    def next_answer(self, headers: dict[str, str], body: bytes) -> Answer:
         with self.lock:
             self.num_requests += 1
-            self.authorization = authorization
+            self.headers, self.body = headers, body
             return self.script.pop(0) if len(self.script) > 1 else self.script[0]
 
 
@@ -45,8 +48,8 @@ def scripted() -> Iterator[ScriptedServer]:
         protocol_version = "HTTP/1.1"
 
         def answer(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            answer = state.next_answer(self.headers.get("Authorization", ""))
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            answer = state.next_answer(dict(self.headers), body)
             self.send_response(answer.status)
             self.send_header("Content-Length", str(len(answer.body) + answer.missing_bytes))
             self.end_headers()
@@ -138,6 +141,14 @@ def test_object_that_a_server_calls_missing_counts_as_deleted(storage: Storage, 
     storage.delete([KEY, THUMB])
 
 
+def test_delete_carries_the_sum_that_older_servers_demand(storage: Storage, scripted: ScriptedServer) -> None:
+    scripted.script = [Answer(200, b"<DeleteResult/>")]
+    storage.delete([KEY, THUMB])
+    assert THUMB.encode() in scripted.body
+    assert scripted.headers["Content-MD5"] == b64encode(md5(scripted.body).digest()).decode()
+    assert "content-md5" in scripted.headers["Authorization"], "the sum is signed too"
+
+
 def test_bucket_that_is_somebody_elses_is_refused(storage: Storage, scripted: ScriptedServer) -> None:
     taken = b"<Error><Code>BucketAlreadyExists</Code><Message>Taken</Message></Error>"
     scripted.script = [Answer(404), Answer(409, taken), Answer(403)]
@@ -153,7 +164,7 @@ def test_requests_are_signed_for_the_region_of_the_environment(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv(name, "eu-central-1")
     Storage(load_settings(home=tmp_path, s3_endpoint_url=scripted.url)).check()
-    assert "/eu-central-1/s3/aws4_request" in scripted.authorization
+    assert "/eu-central-1/s3/aws4_request" in scripted.headers["Authorization"]
 
 
 def _refused(key: str, code: str) -> bytes:

@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from boto3.session import Session
-from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.response import StreamingBody
@@ -176,7 +175,7 @@ def _common(settings: Settings) -> Config:
     )
 
 
-def _add_md5(request: AWSRequest, **_: Any) -> None:
+def _add_md5(request: Any, **_: Any) -> None:
     """Send the sum that S3 once demanded of a bulk delete; boto3 stopped, and older servers still refuse without it."""
     digest = hashlib.md5(request.body, usedforsecurity=False).digest()
     request.headers["Content-MD5"] = base64.b64encode(digest).decode()

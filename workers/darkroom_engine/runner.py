@@ -4,6 +4,7 @@ Knows tensors and families; decides nothing about whose turn it is. A failure en
 """
 
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ class ModelRunner:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.models: dict[str, StableDiffusion] = {}
+        self._building = threading.Lock()  # of noise_schedulers
 
     def prepare(self, request: Request) -> Development:
         """Check a request and give it its own sampler and generator. Safe on any thread; touches no device.
@@ -42,7 +44,8 @@ class ModelRunner:
             raise UnknownModel(request.model, tuple(self.models))
         max_steps = model.scheduler_config["num_train_timesteps"]
         check_request(request, samplers=SAMPLERS, latent_multiple=model.latent_multiple, max_steps=max_steps)
-        noise_scheduler = make_noise_scheduler(request.sampler, model.scheduler_config, request.num_inference_steps)
+        with self._building:
+            noise_scheduler = make_noise_scheduler(request.sampler, model.scheduler_config, request.num_inference_steps)
         generator = Generator().manual_seed(request.seed)
         return Development(
             request=request,

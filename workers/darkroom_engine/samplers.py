@@ -59,7 +59,7 @@ def make_noise_scheduler(sampler: str, config: Mapping[str, Any], num_inference_
     """Build a noise_scheduler for one request from the model's scheduler config, its timesteps set, on the CPU.
 
     One object per request: they keep their state inside. Its tables stay on the CPU, where indexing them never makes
-    the device wait.
+    the device wait. For one thread at a time: it changes the process's warning filters for a moment.
     """
     chosen = SAMPLERS[sampler]
     overrides = dict(chosen.overrides)

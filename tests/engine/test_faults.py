@@ -1,0 +1,123 @@
+"""What goes wrong with one request ends that one; its neighbours get their pictures."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from darkroom_engine import Engine, EngineStopped, Handle, Request, RequestFailed
+
+
+@pytest.fixture
+def faulty(model: Any) -> Any:
+    """A model that fails by prompt: while encoding, denoising or decoding, or quietly with numbers that are none."""
+
+    class FaultyDiffusion(type(model)):  # type: ignore[misc]
+        max_rows = 100
+        error: Exception = ValueError("this prompt breaks the denoiser")
+
+        def encode(self, request: Request) -> Mapping[str, Tensor]:
+            if request.prompt == "fail to encode":
+                raise ValueError("this prompt breaks the encoder")
+            conditioning = super().encode(request)
+            marks = {"fail to denoise": torch.inf, "not a number": torch.nan}
+            return {key: embeds + marks.get(request.prompt, 0.0) for key, embeds in conditioning.items()}
+
+        def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
+            if len(latents) > self.max_rows:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            if any(embeds.isinf().any() for embeds in conditioning.values()):
+                raise self.error
+            prediction: Tensor = super().denoise(latents, timesteps, conditioning)
+            return prediction
+
+        def decode(self, latents: Tensor, generator: Generator) -> Tensor:
+            if generator.initial_seed() == 404:
+                raise ValueError("this seed breaks the decoder")
+            image: Tensor = super().decode(latents, generator)
+            return image
+
+    return FaultyDiffusion(model._pipeline)
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ({"prompt": "fail to encode"}, "ValueError: this prompt breaks the encoder"),
+        ({"prompt": "fail to denoise"}, "ValueError: this prompt breaks the denoiser"),
+        ({"prompt": "not a number"}, "not finite"),
+        ({"seed": 404}, "ValueError: this seed breaks the decoder"),
+    ],
+)
+def test_a_failing_request_fails_alone(
+    make_engine: Callable[..., Engine],
+    faulty: Any,
+    request_for: Callable[..., Request],
+    develop: Callable[..., list[Handle]],
+    broken: dict[str, Any],
+    reason: str,
+) -> None:
+    engine = make_engine(model=faulty)
+    neighbour = request_for(seed=2, sampler="dpmpp_2m")
+    [undisturbed] = develop(engine, neighbour)
+    handles = develop(engine, request_for(seed=3), request_for(**broken), neighbour)
+    with pytest.raises(RequestFailed, match=reason):
+        handles[1].result(0)
+    assert handles[0].result(0).image.shape == (64, 64, 3)
+    difference = handles[2].result(0).image.astype(int) - undisturbed.result(0).image
+    assert np.abs(difference).max() <= 1  # other row counts sum in another order: one gray level at most
+
+
+def test_memory_running_out_halves_the_rows_and_everybody_ends(
+    make_engine: Callable[..., Engine],
+    faulty: Any,
+    request_for: Callable[..., Request],
+    develop: Callable[..., list[Handle]],
+) -> None:
+    faulty.max_rows = 3
+    handles = develop(make_engine(model=faulty), *(request_for(seed=seed) for seed in range(4)))
+    assert all(handle.result(0).image.shape == (64, 64, 3) for handle in handles)
+    assert set(faulty.rows) == {2}
+
+
+def test_a_request_that_does_not_fit_alone_fails_and_the_engine_goes_on(
+    make_engine: Callable[..., Engine],
+    faulty: Any,
+    request_for: Callable[..., Request],
+    develop: Callable[..., list[Handle]],
+) -> None:
+    faulty.max_rows = 1
+    large, small = develop(make_engine(model=faulty), request_for(), request_for(guidance_scale=1.0))
+    with pytest.raises(RequestFailed, match="does not fit into the device's memory"):
+        large.result(0)
+    assert small.result(0).image.shape == (64, 64, 3)
+
+
+def test_the_thread_outlives_failures(
+    make_engine: Callable[..., Engine], faulty: Any, request_for: Callable[..., Request]
+) -> None:
+    engine = make_engine(model=faulty)
+    engine.start()
+    failing = engine.submit(request_for(prompt="fail to denoise"))
+    assert isinstance(failing._future.exception(30), RequestFailed)
+    assert engine.submit(request_for()).result(30).image.shape == (64, 64, 3)
+    assert engine.is_alive
+
+
+def test_a_lost_device_ends_the_engine_and_blames_no_request(
+    make_engine: Callable[..., Engine], faulty: Any, request_for: Callable[..., Request]
+) -> None:
+    faulty.error = torch.AcceleratorError("an illegal memory access was encountered")
+    engine = make_engine(model=faulty)
+    handles = [engine.submit(request_for(prompt=prompt)) for prompt in ("fail to denoise", "a red house")]
+    engine.start()
+    for handle in handles:
+        with pytest.raises(EngineStopped):
+            handle.result(30)
+    engine.stop()
+    assert not engine.is_alive
+    with pytest.raises(EngineStopped):
+        engine.submit(request_for())

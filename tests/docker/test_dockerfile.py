@@ -127,6 +127,12 @@ def test_worker_health_command_fails_where_no_worker_is(
     assert "Traceback" not in done.stderr
 
 
+def test_worker_health_command_does_not_wait_for_torch() -> None:
+    """It is run every half minute, and importing torch takes seconds of a core."""
+    code = "import sys, darkroom_worker.app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     program = Path(sysconfig.get_path("scripts")) / command[0]
     return subprocess.run([str(program), *command[1:]], timeout=60, capture_output=True, text=True)

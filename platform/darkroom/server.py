@@ -5,6 +5,7 @@ from typing import Any
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 
+from darkroom import logs
 from darkroom.config import Settings
 from darkroom.stack.leash import tie
 from darkroom.web import create_app
@@ -46,4 +47,5 @@ def _tie_to_master(_arbiter: Any, worker: Any) -> None:
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. The application is made after the fork. Raises ConfigError."""
     check_bind(settings)
+    logs.configure(settings)
     _Server(settings).run()

@@ -86,10 +86,9 @@ class Stack:
         self._await_workers(supervisor, began_at)
 
     def check(self) -> None:
-        """Raise StackError when a part has died and could not be started again."""
-        for state in self._require_supervisor().states():
-            if state.is_given_up:
-                self._require_supervisor().check(state.part)
+        """Report each part that has died and was started again. Raises StackError when one could not be."""
+        for name in self._require_supervisor().check():
+            self._report(f"{name} had ended and was started again; see {self.logs}/{name}.log")
 
     def stop(self) -> None:
         """Stop every part in order and leave no process and no run directory. Idempotent, also before start()."""
@@ -148,11 +147,11 @@ class Stack:
 
     def _start_servers(self, chosen: Plan, supervisor: Supervisor) -> None:
         servers: list[ValkeyServer | S3Server] = [server for server in (chosen.valkey, chosen.s3) if server]
+        if chosen.s3:
+            chosen.s3.create_bucket(self._settings.s3_bucket)
         for server in servers:
             server.prepare()
             supervisor.start_part(server.name)
-        if chosen.s3:
-            chosen.s3.create_bucket(self._settings.s3_bucket)
         began_at = time.monotonic()
         migrate(self._settings.database)
         self._say("database", began_at, "up to date")
@@ -165,7 +164,7 @@ class Stack:
         def is_ready() -> bool:
             if condition():
                 return True
-            supervisor.check(part)
+            supervisor.check_start()
             return False
 
         wait_until(is_ready, seconds=seconds, refusal=lambda: f"{part}: is not ready after {seconds:.0f} s")

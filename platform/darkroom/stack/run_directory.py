@@ -87,9 +87,11 @@ class RunDirectory:
     def socket_path(self) -> Path:
         """Choose where a socket can be bound: here, or in a folder of its own when the path here is too long."""
         here = self.path / "supervisor.sock"
-        if len(os.fsencode(here)) <= SOCKET_PATH_BYTES:
+        if _fits(here):
             return here
-        return Path(tempfile.mkdtemp(prefix="darkroom-")) / here.name
+        folder = tempfile.gettempdir()
+        is_short = _fits(Path(folder, "darkroom-12345678", here.name))
+        return Path(tempfile.mkdtemp(prefix="darkroom-", dir=folder if is_short else "/tmp")) / here.name  # noqa: S108
 
     def forget_socket(self, socket: Path) -> None:
         """Remove the folder that socket_path may have made."""
@@ -118,3 +120,7 @@ class RunDirectory:
             return None
         except (ValueError, TypeError):  # cut off by a crash
             return None
+
+
+def _fits(path: Path) -> bool:
+    return len(os.fsencode(path)) <= SOCKET_PATH_BYTES

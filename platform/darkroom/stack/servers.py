@@ -139,7 +139,7 @@ class S3Server:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def create_bucket(self, name: str) -> None:
-        """Create a bucket, before or while the server runs."""
+        """Create a bucket before the server runs: one that appears later is seen only minutes later."""
         (self.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def is_ready(self) -> bool:

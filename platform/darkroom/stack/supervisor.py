@@ -105,6 +105,7 @@ class Supervisor:
         self._socket = socket
         self._process: subprocess.Popen[bytes] | None = None
         self._log_starts: dict[Path, int] = {}
+        self._pids: dict[str, int] = {}
 
     def start(self, environment: Mapping[str, str]) -> None:
         """Start supervisord, and none of the parts. Raises StackError."""
@@ -137,11 +138,27 @@ class Supervisor:
         """Ask how every process is. Raises StackError when supervisord does not answer."""
         return [_state(answer) for answer in self._call("getAllProcessInfo")]
 
-    def check(self, *names: str) -> None:
-        """Raise StackError, with the end of its log, when one of these parts has failed."""
+    def check_start(self) -> None:
+        """Raise StackError, with the end of its log, when a part that was started has ended, even if it runs again."""
         for state in self.states():
-            if state.part in names and state.has_failed:
+            if state.pid and state.pid != self._pids.setdefault(state.name, state.pid):
+                raise StackError(self._blame(state.name, "it ended while it was starting"))
+            if state.has_failed:
                 raise StackError(self._blame(state.name, state.description))
+
+    def check(self) -> list[str]:
+        """Name the processes that were started again since this was asked last.
+
+        Raises StackError, with the end of its log, for one that cannot be kept running.
+        """
+        restarted = []
+        for state in self.states():
+            if state.is_given_up:
+                raise StackError(self._blame(state.name, state.description))
+            if state.pid and state.pid != self._pids.setdefault(state.name, state.pid):
+                self._pids[state.name] = state.pid
+                restarted.append(state.name)
+        return restarted
 
     def stop(self) -> None:
         """Stop every part in order, however long its own limit allows. Idempotent."""

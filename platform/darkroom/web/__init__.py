@@ -14,11 +14,9 @@ from darkroom.events import ProgressBoard
 from darkroom.relay import Relay
 from darkroom.storage import Storage
 from darkroom.sweeper import Sweeper
-from darkroom.web import guards, problems
-from darkroom.web.api import api
+from darkroom.web import api, guards, pages, problems
 from darkroom.web.background import Background
 from darkroom.web.guards import check_bind
-from darkroom.web.pages import pages
 from darkroom.web.services import Services
 
 __all__ = ["check_bind", "create_app"]
@@ -55,11 +53,13 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
 
     problems.install(app)
     guards.install(app, settings)  # before the form's token is looked at
-    CSRFProtect(app).exempt(api)  # programs hold no cookie; require_json and check_origin stand in for the token
+    CSRFProtect(app).exempt(
+        api.blueprint
+    )  # programs hold no cookie; require_json and check_origin stand in for the token
     if with_background:
         background.run_with(app)
-    app.register_blueprint(api)
-    app.register_blueprint(pages)
+    app.register_blueprint(api.blueprint)
+    app.register_blueprint(pages.blueprint)
     app.add_template_global(_asset_urls(), "asset")
     app.add_template_filter(_sentence_case, "sentence_case")
     return app

@@ -20,11 +20,11 @@ DEFAULT_PAGE = 50
 LARGEST_PAGE = 100
 EXTENSIONS = {"image/png": "png", "image/webp": "webp", "image/jpeg": "jpg"}
 
-api = Blueprint("api", __name__)
-api.before_request(require_json)
+blueprint = Blueprint("api", __name__)
+blueprint.before_request(require_json)
 
 
-@api.post("/api/v1/jobs")
+@blueprint.post("/api/v1/jobs")
 def submit_job() -> Response:
     """Queue a job: 202, and where to find it."""
     body = read_json(request.get_data(cache=False))
@@ -33,7 +33,7 @@ def submit_job() -> Response:
     return answer(job_document(job, position=position), status=202, headers={"Location": job_path(job.id)})
 
 
-@api.get("/api/v1/jobs")
+@blueprint.get("/api/v1/jobs")
 def list_jobs() -> Response:
     """The newest jobs first, a page at a time. Position and progress are left to each job's own address."""
     query = read_query(request.args)
@@ -50,20 +50,20 @@ def list_jobs() -> Response:
     return answer({"jobs": [job_document(job) for job in page], "next_cursor": next_cursor})
 
 
-@api.get("/api/v1/jobs/<job_id>")
+@blueprint.get("/api/v1/jobs/<job_id>")
 def show_job(job_id: str) -> Response:
     """A job as it is now."""
     sight = services().follow(job_id)
     return answer(job_document(sight.job, position=sight.position, progress=sight.progress))
 
 
-@api.post("/api/v1/jobs/<job_id>/cancel")
+@blueprint.post("/api/v1/jobs/<job_id>/cancel")
 def cancel_job(job_id: str) -> Response:
     """Call a job off. Canceling a canceled job is no error; one that ended otherwise is a conflict."""
     return answer(job_document(services().cancel(job_id)))
 
 
-@api.get("/api/v1/jobs/<job_id>/images/<n>")
+@blueprint.get("/api/v1/jobs/<job_id>/images/<n>")
 def show_image(job_id: str, n: str) -> Response:
     """The bytes of a picture, through this server. A picture never changes, so a browser may keep it."""
     image = services().image(job_id, n)
@@ -77,19 +77,19 @@ def show_image(job_id: str, n: str) -> Response:
     return response
 
 
-@api.get("/api/v1/models")
+@blueprint.get("/api/v1/models")
 def list_models() -> Response:
     """Every model on offer, with its limits and licence."""
     return answer(models_document(services().catalog))
 
 
-@api.get("/healthz")
+@blueprint.get("/healthz")
 def healthz() -> Response:
     """Whether this process answers at all."""
     return answer({"status": "ok"})
 
 
-@api.get("/readyz")
+@blueprint.get("/readyz")
 def readyz() -> Response:
     """Whether everything this process depends on answers; 503 names what does not."""
     report = readiness(services())

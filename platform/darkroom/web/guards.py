@@ -6,7 +6,7 @@ it: hence the Host name (rebinding), the Origin (cross-site requests), the conte
 
 import os
 import secrets
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from tempfile import NamedTemporaryFile
 from urllib.parse import SplitResult, urlsplit
 
@@ -17,7 +17,7 @@ from darkroom.errors import ConfigError
 from darkroom.web.problems import Refused
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-# Probes call by address, and these two say nothing about any job.
+# Probes call by address, which no rebound name is; and these two say nothing about any job.
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 
 HEADERS = {
@@ -65,7 +65,8 @@ def check_bind(settings: Settings) -> None:
 def check_host(allowed: frozenset[str]) -> None:
     """Refuse a request for a name that is not ours: a page that rebound its name to this machine sends that name."""
     name = _hostname(request.headers.get("Host", ""))
-    if is_loopback(name) or name in allowed or request.path in OPEN_PATHS:
+    is_probe = request.path in OPEN_PATHS and _address(name) is not None
+    if is_loopback(name) or name in allowed or is_probe:
         return
     raise Refused(
         421, "unknown_host", "This Host name is not served here. DARKROOM_ALLOWED_HOSTS lists the names that are."
@@ -95,10 +96,15 @@ def require_json() -> None:
 
 def is_loopback(host: str) -> bool:
     """Whether a name or address can only mean this machine."""
+    address = _address(host)
+    return host == "localhost" if address is None else address.is_loopback
+
+
+def _address(host: str) -> IPv4Address | IPv6Address | None:
     try:
-        return ip_address(host.strip("[]")).is_loopback
+        return ip_address(host)
     except ValueError:
-        return host == "localhost"
+        return None
 
 
 def _is_own(origin: str, allowed: frozenset[str]) -> bool:

@@ -22,10 +22,10 @@ RECENT = 6
 GALLERY_PAGE = 48
 KEPT_BY_SWITCH = ("prompt", "negative_prompt", "seed", "num_images")
 
-pages = Blueprint("pages", __name__)
+blueprint = Blueprint("pages", __name__)
 
 
-@pages.get("/")
+@blueprint.get("/")
 def show_form() -> Response:
     """The form: empty, with a prompt from the address, or with an earlier job's parameters."""
     if again := request.args.get("again"):
@@ -39,7 +39,7 @@ def show_form() -> Response:
     return render_form(new_form(entry, texts))
 
 
-@pages.post("/")
+@blueprint.post("/")
 def submit_form() -> AnyResponse:
     """Queue what the form asks for, ahead of bulk work, and go to its page; or say what was not taken."""
     entry = entry_or_default(request.form.get("model", ""))
@@ -54,7 +54,7 @@ def submit_form() -> AnyResponse:
     return redirect(url_for("pages.show_job", job_id=job.id), 303)
 
 
-@pages.get("/jobs/<job_id>")
+@blueprint.get("/jobs/<job_id>")
 def show_job(job_id: str) -> Response:
     """A job as it is now. Without JavaScript the page asks for itself again while the job lives."""
     sight = services().follow(job_id)
@@ -74,7 +74,7 @@ def show_job(job_id: str) -> Response:
     )
 
 
-@pages.post("/jobs/<job_id>/cancel")
+@blueprint.post("/jobs/<job_id>/cancel")
 def cancel_job(job_id: str) -> AnyResponse:
     """Call a job off, and go back to its page: if it has ended meanwhile, the page says how."""
     try:
@@ -84,7 +84,7 @@ def cancel_job(job_id: str) -> AnyResponse:
     return redirect(url_for("pages.show_job", job_id=job_id), 303)
 
 
-@pages.get("/gallery")
+@blueprint.get("/gallery")
 def show_gallery() -> Response:
     """The pictures of all jobs that succeeded, newest first, a page at a time."""
     cursor = request.args.get("cursor")

@@ -28,6 +28,7 @@ from darkroom.errors import (
 
 log = structlog.get_logger(__name__)
 
+MISDIRECTED = 421
 RETRY_AFTER = {"Retry-After": "2"}
 LONGEST_FIELD = 200  # a field's name comes from the client: it is echoed, but not at any length
 
@@ -94,6 +95,8 @@ def respond(problem: Problem) -> Response:
     """Tell a program in problem+json, a person in a page."""
     if is_for_programs(request.path):
         body, content_type = json.dumps(problem.document()), "application/problem+json"
+    elif problem.status == MISDIRECTED:
+        body, content_type = problem.detail, "text/plain; charset=utf-8"  # a page has links, which need a host to be on
     else:
         body, content_type = render_template("error.html", problem=problem), "text/html; charset=utf-8"
     response = Response(body, status=problem.status, content_type=content_type)

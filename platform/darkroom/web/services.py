@@ -77,7 +77,7 @@ class Services:
 
     def image(self, job_id: str, n: str) -> ImageRecord:
         """Find a picture of a job. Raises JobNotFound or ImageNotFound."""
-        number = int(n) if re.fullmatch("[0-9]{1,6}", n) else NO_PICTURE
+        number = int(n) if re.fullmatch("0|[1-9][0-9]{0,5}", n) else NO_PICTURE
         return jobs.get_image(self.database, job_uuid(job_id), number, owner=KEYLESS_OWNER)
 
 

@@ -90,6 +90,13 @@ def upgrade() -> None:
         )
         batch_op.create_index("ix_jobs_retention", ["state", "finished_at"], unique=False)
         batch_op.create_index(
+            "ix_jobs_served",
+            ["model", "job_class", "start_tag"],
+            unique=False,
+            postgresql_where=sa.text("attempt > 0"),
+            sqlite_where=sa.text("attempt > 0"),
+        )
+        batch_op.create_index(
             "ix_jobs_share",
             ["owner", "model", "job_class", "finish_tag"],
             unique=False,
@@ -155,6 +162,7 @@ def upgrade() -> None:
         sa.Column("created_at", darkroom.db.UtcDateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_job_events_job_id_jobs"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("position", name=op.f("pk_job_events")),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("job_events", schema=None) as batch_op:
         batch_op.create_index("ix_job_events_order", ["xid", "position"], unique=False)
@@ -182,6 +190,9 @@ def downgrade() -> None:
             "ix_jobs_share",
             postgresql_where=sa.text("state IN ('queued', 'running')"),
             sqlite_where=sa.text("state IN ('queued', 'running')"),
+        )
+        batch_op.drop_index(
+            "ix_jobs_served", postgresql_where=sa.text("attempt > 0"), sqlite_where=sa.text("attempt > 0")
         )
         batch_op.drop_index("ix_jobs_retention")
         batch_op.drop_index(

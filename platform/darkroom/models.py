@@ -38,6 +38,10 @@ FINAL_STATES = tuple(state for state in JobState if state not in LIVE_STATES)
 QUEUED = text("state = 'queued'")
 RUNNING = text("state = 'running'")
 LIVE = text("state IN ('queued', 'running')")
+# Claimed at least once, whatever became of it.
+SERVED = text("attempt > 0")
+# As text, because SQLite uses a partial index only for a query that repeats its condition to the letter.
+SUSPECT = text("is_solo")
 
 
 class JobClass(IntEnum):
@@ -110,6 +114,8 @@ class Job(Base):
         CheckConstraint(_one_of("state", JobState), name="state"),
         # The claim, the position, and the front of the line: one lookup per model and class.
         Index("ix_jobs_queue", "model", "job_class", "start_tag", "id", postgresql_where=QUEUED, sqlite_where=QUEUED),
+        # How far a line has come: its greatest start tag that was ever claimed.
+        Index("ix_jobs_served", "model", "job_class", "start_tag", postgresql_where=SERVED, sqlite_where=SERVED),
         # An owner's greatest finish tag.
         Index("ix_jobs_share", "owner", "model", "job_class", "finish_tag", postgresql_where=LIVE, sqlite_where=LIVE),
         Index("ix_jobs_lease", "lease_expires_at", postgresql_where=RUNNING, sqlite_where=RUNNING),
@@ -168,6 +174,8 @@ class JobEvent(Base):
     __table_args__ = (
         Index("uq_job_events_job_id_seq", "job_id", "seq", unique=True),
         Index("ix_job_events_order", "xid", "position"),
+        # SQLite gives the number of a deleted last line to the next one, which a reader would then take for an old one.
+        {"sqlite_autoincrement": True},
     )
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from uuid import UUID
 
-from sqlalchemy import and_, or_, select, tuple_, update
+from sqlalchemy import and_, func, or_, select, tuple_, update
 
 from darkroom.db import Database, now
-from darkroom.models import QUEUED, RUNNING, Job
+from darkroom.models import QUEUED, RUNNING, SUSPECT, Job
 
 
 def heartbeat(
@@ -14,14 +14,16 @@ def heartbeat(
 ) -> frozenset[UUID]:
     """Renew the leases of these jobs (job -> attempt) and return which of them the worker still holds.
 
-    A lease that ran out but was not swept yet is revived: a database that was away costs no work.
+    A lease that ran out but was not swept yet is revived: a database that was away costs no work. A job that stalls
+    and is not named here still keeps the others company.
     """
     if not attempts:
         return frozenset()
+    mine = select(func.count()).select_from(Job).where(RUNNING, Job.worker_id == worker_id).correlate(None)
     statement = (
         update(Job)
         .where(RUNNING, Job.worker_id == worker_id, tuple_(Job.id, Job.attempt).in_(list(attempts.items())))
-        .values(lease_expires_at=now(lease_seconds), is_alone=len(attempts) == 1)
+        .values(lease_expires_at=now(lease_seconds), is_alone=mine.scalar_subquery() == 1)
         .returning(Job.id)
         .execution_options(synchronize_session=False)
     )
@@ -40,7 +42,7 @@ def reserve_solo(
     free = or_(Job.solo_reserved_until.is_(None), Job.solo_reserved_until < now())
     waiting = (
         select(Job.id)
-        .where(QUEUED, Job.is_solo, Job.model.in_(list(models)), or_(mine, free), Job.queued_at < now(-wait_seconds))
+        .where(QUEUED, SUSPECT, Job.model.in_(list(models)), or_(mine, free), Job.queued_at < now(-wait_seconds))
         .order_by(Job.queued_at)
         .limit(1)
         .with_for_update(skip_locked=True)

@@ -15,8 +15,9 @@ class Line:
 
     Every claim leaves a dead entry at the front of the index, and while anybody holds an old snapshot PostgreSQL cannot
     remove them: a claim that starts at the very front then reads all of them (measured: docs/benchmarks.md). A claim
-    therefore starts at the start tag of the worker's claim LINE_LAG_CLAIMS ago. Nothing new is queued before that but a
-    job that came back; a claim that finds nothing, and every claim on the poll, look at the whole line.
+    therefore starts at the least start tag of the worker's last LINE_LAG_CLAIMS claims. Nothing is queued before that
+    but a job that came back, and one whose submit took longer than so many claims; a claim that finds nothing, and
+    every claim on the poll, look at the whole line.
     """
 
     start_tags: deque[float] = field(default_factory=lambda: deque(maxlen=LINE_LAG_CLAIMS))
@@ -24,7 +25,7 @@ class Line:
     @property
     def begins_at(self) -> float:
         """The start tag to look from."""
-        return self.start_tags[0] if len(self.start_tags) == LINE_LAG_CLAIMS else -1.0
+        return min(self.start_tags) if len(self.start_tags) == LINE_LAG_CLAIMS else -1.0
 
     def passed(self, start_tag: float) -> None:
         """Remember a claim. One from before the beginning says that the memory is of no use."""
@@ -34,18 +35,24 @@ class Line:
 
 
 class Lines:
-    """One worker's memory of its lines."""
+    """One worker's memory of its lines, and of the turns that its models had."""
 
     def __init__(self) -> None:
         self._lines: dict[tuple[str, JobClass], Line] = {}
+        self._turns: dict[str, int] = {}
 
     def of(self, model: str, job_class: JobClass) -> Line:
         """The line of a model and class."""
         return self._lines.setdefault((model, job_class), Line())
 
-    def are_cut(self, model: str) -> bool:
-        """Whether a claim of this model starts anywhere but at the very front."""
-        return any(self.of(model, job_class).begins_at >= 0 for job_class in JobClass)
+    def turn_of(self, model: str) -> int:
+        """When the model was last served, in claims of this worker; the lowest number was served longest ago."""
+        return self._turns.get(model, 0)
+
+    def passed(self, model: str, job_class: JobClass, start_tag: float) -> None:
+        """Remember a claim."""
+        self.of(model, job_class).passed(start_tag)
+        self._turns[model] = max(self._turns.values(), default=0) + 1
 
     def forget(self, model: str) -> None:
         """Nothing waits there: whatever comes next may begin anywhere."""

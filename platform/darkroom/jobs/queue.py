@@ -15,7 +15,7 @@ from darkroom import events
 from darkroom.db import Database, now
 from darkroom.jobs.line import Lines
 from darkroom.jobs.records import Claim, JobRecord, job_record
-from darkroom.models import LIVE, QUEUED, RUNNING, Job, JobClass, JobState
+from darkroom.models import LIVE, QUEUED, RUNNING, SERVED, SUSPECT, Job, JobClass, JobState
 from darkroom.params import GenerationParams, cost
 
 logger = structlog.get_logger(__name__)
@@ -62,16 +62,24 @@ def submit(
 def start_tag_of(session: Session, owner: str, model: str, job_class: JobClass) -> float:
     """Start-time fair queueing (Goyal, Vin & Cheng 1996, eq. 1-2): S = max(v, the owner's last finish tag).
 
-    v, the virtual time, is the start tag of the front queued job; when none is queued, the greatest one in service.
-    Nothing is stored per owner, and tags of different models and classes are never compared.
+    v, the virtual time, is the start tag of the front job that nobody has claimed yet. A job that came back has a tag
+    of long ago: who took that as the time would pass everybody who waits. When no such job is queued, v is the greatest
+    tag that was ever claimed: a line that ran empty goes on where it was, so that no worker's memory of it (jobs.line)
+    is ahead of what is queued next. Nothing is stored per owner; tags of different lines are never compared.
     """
     if session.get_bind().dialect.name == "postgresql":
         # Two submits of one owner at once would both take the same tag, and with it two places in one turn.
         lock = func.hashtextextended(f"{owner}\n{model}\n{job_class}", 0)
         session.execute(select(func.pg_advisory_xact_lock(lock)))
     line = and_(Job.model == model, Job.job_class == job_class)
-    front = select(Job.start_tag).where(QUEUED, line).order_by(Job.start_tag, Job.id).limit(1).scalar_subquery()
-    in_service = select(func.max(Job.start_tag)).where(RUNNING, line).scalar_subquery()
+    front = (
+        select(Job.start_tag)
+        .where(QUEUED, line, Job.attempt == 0)
+        .order_by(Job.start_tag, Job.id)
+        .limit(1)
+        .scalar_subquery()
+    )
+    served = select(Job.start_tag).where(SERVED, line).order_by(Job.start_tag.desc()).limit(1).scalar_subquery()
     share = (
         select(Job.finish_tag)
         .where(LIVE, Job.owner == owner, line)
@@ -79,7 +87,7 @@ def start_tag_of(session: Session, owner: str, model: str, job_class: JobClass) 
         .limit(1)
         .scalar_subquery()
     )
-    virtual_time, finish_tag = session.execute(select(func.coalesce(front, in_service, 0.0), share)).one()
+    virtual_time, finish_tag = session.execute(select(func.coalesce(front, served, 0.0), share)).one()
     return float(max(virtual_time, finish_tag or 0.0))
 
 
@@ -93,27 +101,34 @@ def claim(
     lines: Lines,
     whole_line: bool = False,
 ) -> Claim | None:
-    """Take the front job of these models: by class, then start tag, then id; the longest waiting front of several.
+    """Take the front job of these models: by class, then start tag, then id. Several models take turns.
 
-    `num_held` is how many jobs the worker already runs. A suspect goes only to a worker that runs none.
-    `whole_line` looks at the whole line, not from where the worker remembers it to begin: for the poll.
+    `num_held` is how many jobs the worker already runs. A suspect goes only to a worker that runs none, and before all
+    else to the one that ran empty for it. `whole_line` looks at the whole line, not from where the worker remembers it
+    to begin: for the poll.
     """
-    for model in _by_waiting(database, tuple(models)):
-        looks = [True] if whole_line or not lines.are_cut(model) else [False, True]
-        for look_whole in looks:
-            claimed = _claim_front(database, worker_id, model, num_held, lease_seconds, lines, look_whole)
-            if claimed:
-                return claimed
+    models = tuple(models)
+    for model in _by_turn(database, models, lines):
+        looks = [] if num_held else [_reserved(worker_id, models)]
+        for job_class in JobClass:
+            begins_at = -1.0 if whole_line else lines.of(model, job_class).begins_at
+            # A line that seems empty is looked at from its very front before the next class has its turn.
+            for start_tag in sorted({begins_at, -1.0}, reverse=True):
+                looks.append(_front_id(model, job_class, start_tag, is_empty=num_held == 0))
+        if claimed := _claim_first(database, looks, worker_id, num_held, lease_seconds, lines):
+            return claimed
         lines.forget(model)
     return None
 
 
-def _by_waiting(database: Database, models: tuple[str, ...]) -> tuple[str, ...]:
+def _by_turn(database: Database, models: tuple[str, ...], lines: Lines) -> tuple[str, ...]:
+    """The models in whose line somebody waits: interactive fronts first, then the model served longest ago."""
     if len(models) < 2:
         return models
     with database.read() as session:
-        waiting = {model: session.execute(_front(model)).one_or_none() for model in models}
-    return tuple(model for model, front in sorted(waiting.items(), key=lambda pair: pair[1] or ()) if front)
+        fronts = [(model, session.execute(_front(model)).one_or_none()) for model in models]
+    waiting = [(front.job_class, lines.turn_of(model), front.queued_at, model) for model, front in fronts if front]
+    return tuple(model for *_, model in sorted(waiting))
 
 
 def _front(model: str) -> Any:
@@ -121,22 +136,18 @@ def _front(model: str) -> Any:
     return select(*columns).where(QUEUED, Job.model == model).order_by(Job.job_class, Job.start_tag, Job.id).limit(1)
 
 
-def _claim_front(
+def _claim_first(
     database: Database,
+    looks: list[ScalarSelect[UUID]],
     worker_id: str,
-    model: str,
     num_held: int,
     lease_seconds: float,
     lines: Lines,
-    whole_line: bool,
 ) -> Claim | None:
-    fronts = []
-    for job_class in JobClass:
-        begins_at = -1.0 if whole_line else lines.of(model, job_class).begins_at
-        fronts.append(_front_id(model, job_class, begins_at, is_empty=num_held == 0))
+    """Claim what the first look that finds something finds; the databases do not even begin the looks after it."""
     statement = (
         update(Job)
-        .where(QUEUED, Job.id == func.coalesce(*fronts))
+        .where(QUEUED, Job.id == func.coalesce(*looks))
         .values(
             state=JobState.RUNNING,
             attempt=Job.attempt + 1,
@@ -162,7 +173,7 @@ def _claim_front(
         events.append(session, job.id, seq=job.event_seq, type=JobState.RUNNING, payload=payload)
         claimed = _claimed(job, seconds_left)
         start_tag = job.start_tag
-    lines.of(model, claimed.job_class).passed(start_tag)
+    lines.passed(claimed.model, claimed.job_class, start_tag)
     logger.info("job_claimed", job_id=str(claimed.job_id), attempt=claimed.attempt, worker=worker_id)
     return claimed
 
@@ -172,6 +183,13 @@ def _front_id(model: str, job_class: JobClass, begins_at: float, *, is_empty: bo
     if not is_empty:
         front = front.where(~Job.is_solo)
     return front.order_by(Job.start_tag, Job.id).limit(1).with_for_update(skip_locked=True).scalar_subquery()
+
+
+def _reserved(worker_id: str, models: tuple[str, ...]) -> ScalarSelect[UUID]:
+    """The suspect that this worker has run empty for, wherever it stands in its line."""
+    mine = and_(Job.solo_worker_id == worker_id, Job.solo_reserved_until >= now())
+    suspect = select(Job.id).where(QUEUED, SUSPECT, Job.model.in_(models), mine)
+    return suspect.order_by(Job.queued_at).limit(1).with_for_update(skip_locked=True).scalar_subquery()
 
 
 def _seconds_left(database: Database) -> ColumnElement[float]:

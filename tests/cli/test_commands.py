@@ -1,0 +1,130 @@
+"""The commands that speak to a Darkroom, against one that listens."""
+
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from uuid import uuid4
+
+import pytest
+
+from darkroom.client import Client
+from darkroom.stack.servers import free_port, wait_until
+
+NO_JOB = str(uuid4())
+
+
+@contextmanager
+def at_work(work, url):
+    """Do some work, once, as soon as a job is queued."""
+
+    def wait_and_work():
+        with Client(url) as client:
+            wait_until(client.list_jobs, seconds=30, refusal=lambda: "no job came")
+        work()
+
+    thread = threading.Thread(target=wait_and_work)
+    thread.start()
+    yield
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["up"], ["demo"], ["submit"], ["status"], ["models"], ["migrate"], ["doctor"], ["web"]]
+)
+def test_every_command_explains_itself(darkroom, words):
+    result = darkroom(*words, "--help")
+    assert result.returncode == 0
+    assert "Usage:" in result.stdout
+    assert len(result.stdout.splitlines()) > 4
+
+
+def test_submit_prints_the_id_that_status_takes(darkroom, url):
+    submitted = darkroom("submit", "a red house", "--seed", 7, "--steps", 4, "--url", url)
+    assert submitted.returncode == 0, submitted.stderr
+    shown = darkroom("status", submitted.stdout.strip(), "--url", url)
+    assert shown.returncode == 0
+    assert "queued, 0 ahead" in shown.stdout
+    assert "a red house" in shown.stdout
+    listed = darkroom("status", DARKROOM_URL=url)
+    assert submitted.stdout.strip() in listed.stdout
+
+
+def test_submit_that_waits_writes_each_picture(darkroom, url, worker, tmp_path):
+    with at_work(worker.develop, url):
+        result = darkroom("submit", "red houses", "--num-images", 2, "--output", tmp_path / "house.png", "--url", url)
+    assert result.returncode == 0, result.stderr
+    for n in range(2):
+        assert (tmp_path / f"house-{n}.png").read_bytes().endswith(f" a picture{n}".encode())
+        assert str(tmp_path / f"house-{n}.png") in result.stdout
+
+
+def test_job_that_failed_is_exit_status_one_and_its_reason(darkroom, url, worker):
+    with at_work(lambda: worker.fail("the card is too small"), url):
+        result = darkroom("submit", "a red house", "--wait", "--url", url)
+    assert result.returncode == 1
+    assert "the job has failed: the card is too small" in result.stderr
+
+
+def test_status_of_a_finished_job_shows_its_stages_in_order(darkroom, url, worker):
+    job_id = darkroom("submit", "a red house", "--url", url).stdout.strip()
+    worker.develop()
+    lines = darkroom("status", job_id, "--url", url).stdout.splitlines()
+    stages = [line for line in lines if line.endswith(" s")]
+    assert [stage.rsplit(maxsplit=2)[0].strip() for stage in stages] == [
+        "wait in the queue",
+        "encode the prompt",
+        "denoise",
+        "upload",
+    ]
+
+
+def test_refused_field_is_named(darkroom, url):
+    result = darkroom("submit", "a red house", "--width", 7, "--url", url)
+    assert result.returncode == 1
+    assert "width" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_unknown_job_is_one_sentence(darkroom, url):
+    result = darkroom("status", NO_JOB, "--url", url)
+    assert result.returncode == 1
+    assert result.stderr == "Error: Not Found: No job has this id.\n"
+
+
+@pytest.mark.parametrize("words", [["submit", "a red house"], ["status"], ["models"]])
+def test_darkroom_that_is_not_there_is_one_sentence(darkroom, words):
+    url = f"http://127.0.0.1:{free_port()}"
+    result = darkroom(*words, "--url", url)
+    assert result.returncode == 1
+    assert f"{url} cannot be reached" in result.stderr
+
+
+def test_models_lists_the_default_first(darkroom, url):
+    result = darkroom("models", "--url", url)
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[1].startswith("darkroom-seeded")
+
+
+def test_migrate_makes_the_tables_and_may_be_repeated(darkroom, tmp_path):
+    for _ in range(2):
+        result = darkroom("migrate", DARKROOM_HOME=str(tmp_path / "home"))
+        assert result.returncode == 0, result.stderr
+    assert (tmp_path / "home/darkroom.db").exists()
+
+
+def test_impossible_setting_is_one_sentence(darkroom):
+    result = darkroom("migrate", DATABASE_URL="mysql://somewhere")
+    assert result.returncode == 1
+    assert "must begin with postgresql:// or sqlite:///" in result.stderr
+
+
+def test_web_refuses_to_listen_to_strangers_without_keys(darkroom, tmp_path):
+    result = darkroom("web", "--host", "0.0.0.0", DARKROOM_HOME=str(tmp_path))
+    assert result.returncode == 1
+    assert "DARKROOM_KEYLESS_ANYWHERE" in result.stderr
+
+
+def test_command_line_loads_neither_torch_nor_the_stack():
+    code = "import sys, darkroom.cli; print({'torch', 'supervisor', 'flask', 'sqlalchemy'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

@@ -70,7 +70,7 @@ def wrong(name: str, fact: str, cure: str) -> Finding:
 
 def examine(environment: MutableMapping[str, str]) -> list[Finding]:
     """Look at everything. Where a stack runs, its addresses and keys are added to the environment, for boto3 too."""
-    findings = [_python(sys.version_info[:2])]
+    findings = [check_python(sys.version_info[:2])]
     try:
         settings = load_settings()
         record = RunDirectory(settings.home).running()
@@ -96,7 +96,8 @@ def examine(environment: MutableMapping[str, str]) -> list[Finding]:
     return findings + [finding for check in checks for finding in check()]
 
 
-def _python(running: tuple[int, ...]) -> Finding:
+def check_python(running: tuple[int, ...]) -> Finding:
+    """Whether this interpreter is new enough."""
     words = f"{platform.python_version()} at {sys.executable}"
     if running < OLDEST_PYTHON:
         return wrong("python", words, "install Python 3.11 or newer")

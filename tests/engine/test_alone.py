@@ -6,20 +6,16 @@ import sys
 
 SCRIPT = """
 import sys
+from importlib.machinery import PathFinder
 
 FOREIGN = {"celery", "kombu", "sqlalchemy", "boto3", "botocore", "flask", "redis", "darkroom", "darkroom_worker"}
 
-class Hiding:
-    def __init__(self, finder):
-        self.finder = finder
+class HidingFinder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in FOREIGN else super().find_spec(name, path, target)
 
-    def find_spec(self, name, path=None, target=None):
-        return None if name.partition(".")[0] in FOREIGN else self.finder.find_spec(name, path, target)
-
-    def find_distributions(self, *arguments, **keywords):
-        return self.finder.find_distributions(*arguments, **keywords)
-
-sys.meta_path = [Hiding(finder) for finder in sys.meta_path]
+sys.meta_path[sys.meta_path.index(PathFinder)] = HidingFinder
 
 from darkroom_engine import Engine, ModelLoadError, Request
 

@@ -17,6 +17,7 @@ def faulty(model: Any) -> Any:
 
     class FaultyDiffusion(type(model)):  # type: ignore[misc]
         max_rows = 100
+        rows_refused: tuple[int, ...] = ()
         error: Exception = ValueError("this prompt breaks the denoiser")
 
         def encode(self, request: Request) -> Mapping[str, Tensor]:
@@ -28,6 +29,7 @@ def faulty(model: Any) -> Any:
 
         def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
             if len(latents) > self.max_rows:
+                self.rows_refused += (len(latents),)
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             if any(embeds.isinf().any() for embeds in conditioning.values()):
                 raise self.error
@@ -80,6 +82,7 @@ def test_memory_running_out_halves_the_rows_and_everybody_ends(
     faulty.max_rows = 3
     handles = develop(make_engine(model=faulty), *(request_for(seed=seed) for seed in range(4)))
     assert all(handle.result(0).image.shape == (64, 64, 3) for handle in handles)
+    assert faulty.rows_refused == (8, 4)
     assert set(faulty.rows) == {2}
 
 

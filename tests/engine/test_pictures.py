@@ -79,6 +79,25 @@ def test_a_picture_alone_is_bit_equal_to_that_of_diffusers(
 
 
 @from_diffusers
+@pytest.mark.parametrize("sampler", ["euler", "euler_a", "heun"])
+def test_timesteps_between_the_integers_are_those_of_diffusers(
+    make_engine: Callable[..., Engine],
+    model: Any,
+    request_for: Callable[..., Request],
+    develop: Callable[..., list[Handle]],
+    reference: Callable[[Request], Any],
+    pipeline: diffusers.StableDiffusionPipeline,
+    monkeypatch: pytest.MonkeyPatch,
+    sampler: str,
+) -> None:
+    config = dict(pipeline.scheduler.config) | {"timestep_spacing": "linspace"}
+    monkeypatch.setattr(pipeline, "scheduler", diffusers.DDIMScheduler.from_config(config))
+    request = request_for(sampler=sampler, num_inference_steps=5)
+    [handle] = develop(make_engine(model=type(model)(pipeline)), request)
+    assert np.array_equal(handle.result(0).image, reference(request))
+
+
+@from_diffusers
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 7.5])
 def test_guidance_is_that_of_diffusers(
     engine: Engine,

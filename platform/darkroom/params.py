@@ -1,7 +1,7 @@
 """What a person may ask of a model, and the limits it is held to. Refuses; never clamps. Knows no database."""
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -47,7 +47,8 @@ def resolve(entry: ModelEntry, body: Mapping[str, Any]) -> GenerationParams:
     try:
         params = GenerationParams.model_validate(filled)
     except ValidationError as error:
-        raise InvalidParameters(_type_errors(error, entry)) from error
+        refused = tuple(_type_errors(error, entry))
+        raise InvalidParameters([*refused, *_limit_errors_of_the_rest(filled, refused, entry)]) from error
     if errors := list(_limit_errors(params, entry)):
         raise InvalidParameters(errors)
     return params
@@ -87,6 +88,18 @@ def _type_errors(error: ValidationError, entry: ModelEntry) -> Iterator[FieldErr
         else:
             problem = "is missing" if fault["type"] == "missing" else fault["msg"]
             yield FieldError(field, problem, words[field])
+
+
+def _limit_errors_of_the_rest(
+    filled: Mapping[str, Any], refused: Iterable[FieldError], entry: ModelEntry
+) -> Iterator[FieldError]:
+    """Hold the fields that could be read to their limits, with harmless values in place of the others."""
+    names = {error.field for error in refused}
+    smallest = {"width": entry.limits.min_size, "height": entry.limits.min_size}
+    harmless = entry.defaults.model_dump() | smallest | {"prompt": "-", "seed": 0}
+    readable = {name: filled[name] for name in filled.keys() & GenerationParams.model_fields.keys() - names}
+    errors = _limit_errors(GenerationParams.model_validate(harmless | readable), entry)
+    return (error for error in errors if error.field not in names)
 
 
 def _limit_errors(params: GenerationParams, entry: ModelEntry) -> Iterator[FieldError]:

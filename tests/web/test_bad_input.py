@@ -1,6 +1,7 @@
 """Every way to ask for something that cannot be had, and what is said about it."""
 
 import json
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -144,6 +145,12 @@ def test_every_bad_field_is_listed_at_once(bare_client: FlaskClient) -> None:
     assert fields == {"prompt", "width", "seed", "priority", "deadline_seconds"}
 
 
+def test_field_that_cannot_be_read_hides_no_other(bare_client: FlaskClient) -> None:
+    response = post(bare_client, '{"prompt": 1, "width": "wide", "height": 513, "seed": -1, "fast": true}')
+    fields = [error["field"] for error in response.json["errors"]]
+    assert sorted(fields) == ["fast", "height", "prompt", "seed", "width"]
+
+
 def test_values_at_their_limits_are_taken_as_they_are(bare_client: FlaskClient) -> None:
     body = {"prompt": "x" * 2000, "width": 512, "height": 64, "num_inference_steps": 100, "guidance_scale": 30}
     body |= {"seed": 4294967295, "num_images": 8, "quality": 100, "format": "webp", "sampler": "ddim"}
@@ -157,8 +164,9 @@ def test_number_of_many_digits_costs_no_time(bare_client: FlaskClient) -> None:
     assert (response.status_code, response.json["errors"][0]["field"]) == (422, "seed")
 
 
-def test_name_of_an_unknown_field_is_not_echoed_at_any_length(bare_client: FlaskClient) -> None:
-    response = post(bare_client, json.dumps({"prompt": "a", "x" * 900_000: 1}))
+@pytest.mark.parametrize("body", ['{"prompt": "a", "NAME": 1}', '{"NAME": 1, "NAME": 2}'], ids=["unknown", "twice"])
+def test_name_of_a_field_is_not_echoed_at_any_length(bare_client: FlaskClient, body: str) -> None:
+    response = post(bare_client, body.replace("NAME", "x" * 400_000))
     assert response.status_code == 422
     assert len(response.data) < 2000
 
@@ -170,6 +178,18 @@ def test_body_of_one_mebibyte_is_read_and_a_longer_one_is_413(bare_client: Flask
     assert response.status_code == 413
     assert response.json["code"] == "body_too_large"
     assert str(MEBIBYTE) in response.json["detail"]
+
+
+@pytest.mark.parametrize(("num_bytes", "status"), [(MEBIBYTE - 1, 202), (MEBIBYTE, 413), (2 * MEBIBYTE, 413)])
+def test_body_of_undeclared_length_is_held_to_the_limit_too(
+    bare_client: FlaskClient, num_bytes: int, status: int
+) -> None:
+    body = BytesIO(b'{"prompt": "a red house"}'.ljust(num_bytes))
+    chunked = {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
+    response = bare_client.post(
+        "/api/v1/jobs", input_stream=body, content_type="application/json", environ_overrides=chunked
+    )
+    assert response.status_code == status
 
 
 @pytest.mark.parametrize(

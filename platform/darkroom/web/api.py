@@ -14,7 +14,7 @@ from darkroom.web.guards import require_json
 from darkroom.web.health import readiness
 from darkroom.web.problems import Problem, respond
 from darkroom.web.services import KEYLESS_OWNER, job_uuid, services
-from darkroom.web.submission import check, read_json
+from darkroom.web.submission import check, read_body, read_json
 
 DEFAULT_PAGE = 50
 LARGEST_PAGE = 100
@@ -27,7 +27,7 @@ blueprint.before_request(require_json)
 @blueprint.post("/api/v1/jobs")
 def submit_job() -> Response:
     """Queue a job: 202, and where to find it."""
-    body = read_json(request.get_data(cache=False))
+    body = read_json(read_body(request))
     job = services().submit(check(body, services().catalog, services().settings, job_class=JobClass.BULK))
     position = jobs.position(services().database, job.id)
     return answer(job_document(job, position=position), status=202, headers={"Location": job_path(job.id)})

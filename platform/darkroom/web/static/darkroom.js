@@ -40,7 +40,7 @@ async function showState(job) {
   const fresh = page.getElementById("job");
   document.getElementById("job").replaceWith(fresh);
   document.title = page.title;
-  document.getElementById("announcement").textContent = `${WORDS[job.state]}. ${page.getElementById("sentence").textContent}`;
+  document.getElementById("announcement").textContent = `${WORDS[job.state]}. ${fresh.querySelector("#sentence").textContent}`;
   return fresh;
 }
 

@@ -27,6 +27,8 @@ from darkroom.stack.leash import held_by, leashed
 from darkroom.stack.servers import S3Server, Server, ValkeyServer, find_rclone, find_valkey, free_port, wait_until
 
 START_SECONDS = 30
+# Every commit of SQLite waits for its disk, and the tests kill processes, never the machine.
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 OURS = ("DARKROOM_", "AWS_", "S3_", "RCLONE_")
 OURS_TOO = {"DATABASE_URL", "REDIS_URL", "SECRET_KEY", "PORT"}
 NO_SKIP = "DARKROOM_TESTS_NO_SKIP"
@@ -307,12 +309,12 @@ def migrated_postgres(postgres_process: Postgres) -> str:
 
 
 @pytest.fixture
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of a migrated, empty database. Parametrize it indirectly with "sqlite" or "postgres" to choose."""
     if getattr(request, "param", "sqlite") == "sqlite":
-        path = tmp_path / "darkroom.db"
-        shutil.copy(request.getfixturevalue("migrated_sqlite"), path)
-        yield f"sqlite:///{path}"
+        with tempfile.TemporaryDirectory(prefix="darkroom-sqlite-", dir=MEMORY, ignore_cleanup_errors=True) as folder:
+            shutil.copy(request.getfixturevalue("migrated_sqlite"), Path(folder) / "darkroom.db")
+            yield f"sqlite:///{folder}/darkroom.db"
         return
     postgres: Postgres = request.getfixturevalue("postgres")
     name = postgres.new_database(template=request.getfixturevalue("migrated_postgres"))

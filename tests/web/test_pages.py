@@ -78,6 +78,7 @@ BAD_FIELDS = {
     "seed": "9" * 5000,
     "num_images": "1.5",
     "sampler": "fast",
+    "format": "gif",
     "model": "nothing",
 }
 
@@ -94,7 +95,7 @@ def test_refused_field_says_why_beside_itself_and_keeps_what_was_typed(browser: 
     assert "It must be" in page.words
     kept = {field: value for field, value in typed.items() if field != name}
     assert page.forms[0].fields | kept == page.forms[0].fields
-    if name not in {"sampler", "model"}:
+    if name not in {"sampler", "model", "format"}:
         assert page.forms[0].fields[name] == text
     assert browser.open("/gallery").status_code == 200
 
@@ -260,7 +261,7 @@ def test_earlier_job_can_be_edited_and_developed_again(
     browser: Any, client: FlaskClient, worker: Any, submit: Any
 ) -> None:
     asked = {"width": 96, "height": 168, "num_inference_steps": 7, "guidance_scale": 1.5, "sampler": "ddim", "seed": 3}
-    job = submit(prompt="a\nboat", negative_prompt="fog", num_images=2, **asked)
+    job = submit(prompt="a\nboat", negative_prompt="fog", num_images=2, format="webp", quality=70, **asked)
     worker.develop()
     [again] = [tag["href"] for tag in browser.open(job["urls"]["page"]).all("a") if "again=" in tag.get("href", "")]
     browser.send(browser.open(again).forms[0])

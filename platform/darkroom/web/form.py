@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import sqrt
+from typing import get_args
 
 from darkroom.catalog import ModelEntry
 from darkroom.errors import FieldError
-from darkroom.params import GenerationParams
+from darkroom.params import GenerationParams, ImageFormat
 
+FORMATS = get_args(ImageFormat)
 OWN_SIZE = "own"
 ICON = 22
 SHAPES = (("Square", 1, 1), ("Portrait", 3, 4), ("Landscape", 4, 3), ("Tall", 9, 16), ("Wide", 16, 9))
@@ -77,6 +79,7 @@ def default_texts(entry: ModelEntry) -> dict[str, str]:
         "negative_prompt": "",
         "seed": "",
         "num_images": "1",
+        "format": FORMATS[0],
     }
 
 

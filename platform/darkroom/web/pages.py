@@ -12,7 +12,7 @@ from darkroom.errors import InvalidParameters, JobFinished, UnknownModel
 from darkroom.jobs import JobClass, JobState
 from darkroom.params import MAX_SEED
 from darkroom.web.documents import image_path, job_path
-from darkroom.web.form import Form, form_from, new_form, refused_form
+from darkroom.web.form import FORMATS, Form, form_from, new_form, refused_form
 from darkroom.web.problems import unknown_model
 from darkroom.web.services import KEYLESS_OWNER, job_uuid, services
 from darkroom.web.submission import check, read_form
@@ -120,6 +120,7 @@ def render_form(form: Form, *, status: int = 200) -> Response:
         catalog=services().catalog,
         image_path=image_path,
         max_seed=MAX_SEED,
+        formats=FORMATS,
     )
     return make_response(page, status)
 

@@ -26,7 +26,7 @@ from darkroom.errors import (
     UnknownModel,
 )
 
-log = structlog.get_logger(__name__)
+logger = structlog.get_logger(__name__)
 
 MISDIRECTED = 421
 RETRY_AFTER = {"Retry-After": "2"}
@@ -143,8 +143,6 @@ def _count(errors: Iterable[FieldError]) -> str:
 
 def _of_http(error: HTTPException) -> Problem:
     status = error.code or 500
-    if error.response is not None or status < 400:  # an abort(response) of ours, or a redirect: neither is a problem
-        raise error
     headers = {name: value for name, value in error.get_headers() if name.lower() in {"allow", "retry-after"}}
     return Problem(status, CODES.get(status, _slug(status)), _words(error, status), headers=headers)
 
@@ -173,7 +171,7 @@ def _of_failure(error: Exception) -> Problem:
         case StorageError():
             problem = Problem(503, "storage_unavailable", "The storage does not answer. Try again.", (), RETRY_AFTER)
         case _:
-            log.error("request failed", path=request.path, incident=incident, exc_info=error)
+            logger.error("request_failed", path=request.path, incident=incident, exc_info=error)
             return Problem(500, "internal_error", f"Something broke here; the log has it under {incident}.")
-    log.warning("request failed", path=request.path, code=problem.code, reason=str(error))
+    logger.warning("request_failed", path=request.path, code=problem.code, reason=str(error))
     return problem

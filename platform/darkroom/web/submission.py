@@ -25,7 +25,7 @@ MOST_DIGITS = 400
 
 WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
 NUMBER = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?")
-WHOLE_FIELDS = ("width", "height", "num_inference_steps", "seed", "num_images")
+WHOLE_FIELDS = ("width", "height", "num_inference_steps", "seed", "num_images", "quality")
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -94,7 +94,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_form(form: Mapping[str, str]) -> dict[str, Any]:
     """Turn a form's text into the body that a program would have sent. What is no number stays text, to be refused."""
     body: dict[str, Any] = {name: _text(form, name) for name in ("prompt", "negative_prompt")}
-    for name in ("model", "sampler"):
+    for name in ("model", "sampler", "format"):
         if form.get(name):
             body[name] = form[name]
     width, _, height = form.get("size", "").partition("x")

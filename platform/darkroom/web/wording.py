@@ -19,6 +19,8 @@ LABELS = {
     "sampler": "Sampler",
     "seed": "Seed",
     "num_images": "Pictures",
+    "format": "File",
+    "quality": "Quality",
 }
 
 SMALLEST_SHOWN = 576

@@ -20,6 +20,7 @@ from sqlalchemy import DateTime, Dialect, MetaData, create_engine, event
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import NullPool
@@ -134,6 +135,8 @@ def _faults() -> Iterator[None]:
         raise DatabaseUnavailable(f"the database does not answer: {error.orig}") from error
     except PoolTimeout as error:
         raise DatabaseUnavailable("every connection to the database is in use") from error
+    except PoolTimeout as error:
+        raise DatabaseUnavailable("every connection to the database is in use") from error
     except DBAPIError as error:
         if error.connection_invalidated:
             raise DatabaseUnavailable(f"the database went away: {error.orig}") from error
@@ -180,13 +183,14 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('sqlite_begin', 'IMMEDIATE')}")
 
 
-def is_on_network(url: str) -> bool:
+def is_on_network(url: str, *, mounts: Path = Path("/proc/self/mounts")) -> bool:
     """Whether a SQLite file lies on a filesystem of another host, where its locks do not hold."""
     path = Path(make_url(url).database or "").absolute()
-    mounts = Path("/proc/self/mounts")
     if not mounts.exists():
         return False
-    points = [line.split()[1:3] for line in mounts.read_text().splitlines()]
+    # The kernel writes a space in a name as \040.
+    lines = [line.split() for line in mounts.read_text().splitlines()]
+    points = [(line[1].replace("\\040", " "), line[2]) for line in lines]
     holding = [(point, kind) for point, kind in points if path.is_relative_to(point)]
     return max(holding, key=lambda mount: len(mount[0]))[1] in NETWORK_FILESYSTEMS if holding else False
 

@@ -155,4 +155,13 @@ def _listen_once(redis_url: str, on_cancel: Callable[[UUID], None], stop: thread
         channel.subscribe(CANCEL_CHANNEL)
         while not stop.is_set():
             if message := channel.get_message(timeout=0.5):
-                on_cancel(UUID(message["data"].decode()))
+                _pass_on(message["data"], on_cancel)
+
+
+def _pass_on(data: bytes, on_cancel: Callable[[UUID], None]) -> None:
+    try:
+        job_id = UUID(data.decode())
+    except ValueError:
+        logger.warning("rubbish_dropped", channel=CANCEL_CHANNEL)
+        return
+    on_cancel(job_id)

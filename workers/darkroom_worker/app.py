@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import structlog
@@ -22,14 +22,18 @@ from darkroom.errors import ConfigError, DarkroomError
 from darkroom.fleet import WorkerFacts
 from darkroom.storage import Storage
 from darkroom.sweeper import Sweeper
-from darkroom_engine import Engine, EngineError
-from darkroom_worker.develop import Developer
+from darkroom_engine import EngineError
+from darkroom_worker.develop import Developer, Develops
 from darkroom_worker.transport import TRANSPORT, Waker
-from darkroom_worker.worker import Parts, Worker, is_alive
+from darkroom_worker.worker import Parts, StallLimits, Worker, is_alive
+
+if TYPE_CHECKING:
+    from darkroom_engine import Engine
 
 logger = structlog.get_logger(__name__)
 
-# Celery's own shutdown comes after the drain; past this it is stuck in a broker that does not answer.
+# After the drain nothing is left to wait for: past this the process is stuck, in a broker or on a device that does not
+# answer.
 SHUTDOWN_SECONDS = 5.0
 
 
@@ -50,6 +54,8 @@ def main(health: bool) -> None:
 
 def run(settings: Settings) -> None:
     """Load the models, then work until SIGTERM. Raises what keeps a worker from starting."""
+    from darkroom_engine import Engine  # brings torch, which takes seconds that --health has not
+
     database = open_database(settings)
     entries = _entries(settings)
     engine = Engine(_device(settings), settings.max_rows, num_threads=settings.worker_threads)
@@ -76,27 +82,39 @@ def open_database(settings: Settings) -> Database:
     return database
 
 
-def serve(settings: Settings, *, database: Database, engine: Any, facts: WorkerFacts) -> None:
+def serve(
+    settings: Settings,
+    *,
+    database: Database,
+    engine: Develops,
+    facts: WorkerFacts,
+    stall_limits: StallLimits = StallLimits(),  # noqa: B008 - frozen
+) -> None:
     """Work with these parts until SIGTERM or SIGINT, then drain."""
     storage = Storage(settings)
     developer = Developer(engine, storage=storage, database=database, patience_seconds=settings.upload_limit_seconds)
-    worker = Worker(Parts(settings=settings, facts=facts, database=database, storage=storage, developer=developer))
+    worker = Worker(Parts(settings, facts, database, storage, developer, stall_limits))
     sweeper = Sweeper(settings, database=database, storage=storage)
     app = _celery(settings, worker)
 
-    has_celery_ended = threading.Event()
-    worker_shutting_down.connect(lambda **_: _drain_in_background(worker, has_celery_ended), weak=False)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until Celery puts its own in place
+    worker_shutting_down.connect(lambda **_: _leave_in_background(worker), weak=False)
+    signal.signal(signal.SIGTERM, _exit_once)  # until Celery puts its own in place
+    consumer = _consumer(app, facts)
     try:
         worker.start()
         sweeper.ensure_alive()
-        _consumer(app, facts).start()
+        consumer.start()
     finally:
-        has_celery_ended.set()
-        worker.drain()
+        _leave(worker)
         sweeper.stop()
-        worker.stop()
         logger.info("worker_left", worker=facts.id)
+    if consumer.exitcode:
+        sys.exit(consumer.exitcode)  # Celery broke: whoever supervises this process is to start it again
+
+
+def _exit_once(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would break into the drain
+    sys.exit(0)
 
 
 def _consumer(app: Celery, facts: WorkerFacts) -> Any:
@@ -105,6 +123,7 @@ def _consumer(app: Celery, facts: WorkerFacts) -> Any:
         concurrency=facts.slots + 1,  # one more than the jobs, to hand on a doorbell that reached a full worker
         hostname=facts.id,
         loglevel="WARNING",
+        quiet=True,
         without_gossip=True,
         without_mingle=True,
         without_heartbeat=True,
@@ -135,17 +154,23 @@ def _celery(settings: Settings, worker: Worker) -> Celery:
     return app
 
 
-def _drain_in_background(worker: Worker, has_celery_ended: threading.Event) -> None:
-    """Drain while Celery's warm shutdown waits for the same tasks; end the process if Celery then does not."""
+def _leave_in_background(worker: Worker) -> None:
+    """Drain while Celery's warm shutdown waits for the same tasks."""
+    threading.Thread(target=_leave, args=(worker,), name="leave", daemon=True).start()
 
-    def drain() -> None:
-        worker.drain()
-        if not has_celery_ended.wait(SHUTDOWN_SECONDS):
-            logger.warning("exit_without_celery")
-            worker.stop()
-            os._exit(0)
 
-    threading.Thread(target=drain, name="drain", daemon=True).start()
+def _leave(worker: Worker) -> None:
+    """Drain and leave the fleet; from then on the process has SHUTDOWN_SECONDS to end by itself. Again is fine."""
+    worker.drain()
+    end = threading.Timer(SHUTDOWN_SECONDS, _end_process)
+    end.daemon = True
+    end.start()
+    worker.stop()
+
+
+def _end_process() -> None:
+    logger.warning("exit_with_threads_left")
+    os._exit(0)
 
 
 def _entries(settings: Settings) -> list[ModelEntry]:
@@ -165,7 +190,7 @@ def _device(settings: Settings) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _facts(settings: Settings, engine: Engine) -> WorkerFacts:
+def _facts(settings: Settings, engine: "Engine") -> WorkerFacts:
     host = socket.gethostname()
     return WorkerFacts(
         id=f"{host[:40]}-{os.getpid()}-{uuid.uuid4().hex[:8]}",

@@ -109,7 +109,11 @@ class Developer:
         self._patience_seconds = patience_seconds
 
     def develop(self, held: Held) -> None:
-        """Develop a job to its end. Raises StorageError when the storage stayed away; the job then waits again."""
+        """Develop a job to its end.
+
+        Raises StorageError when the storage stayed away, and the job waits again; EngineStopped, and the job is left
+        to its lease.
+        """
         claim = held.claim
         try:
             self._develop(held)
@@ -120,7 +124,7 @@ class Developer:
         except DeadlineExceeded:
             self._insist(held, lambda: jobs.expire_overdue(self._database))
         except EngineStopped:
-            self._requeue(held, "the worker stopped")
+            raise
         except (RequestFailed, InvalidRequest) as error:
             self._fail(held, "develop-failed", str(error))
         except StorageError as error:
@@ -131,6 +135,13 @@ class Developer:
             self._fail(held, "internal", f"an unexpected {type(error).__name__} in the worker")
 
     def _develop(self, held: Held) -> None:
+        try:
+            self._take_through(held)
+        finally:
+            for handle in held.handles:  # of a job that broke off, no other picture is wanted
+                handle.cancel()
+
+    def _take_through(self, held: Held) -> None:
         claim = held.claim
         for request in to_requests(claim):
             held.handles.append(self._engine.submit(request))
@@ -206,8 +217,6 @@ class Developer:
 
     def _fail(self, held: Held, code: str, message: str) -> None:
         claim = held.claim
-        for handle in held.handles:
-            handle.cancel()
         fail = partial(jobs.fail, self._database, claim.job_id, attempt=claim.attempt, code=code, message=message)
         self._unless_stale(held, fail)
 

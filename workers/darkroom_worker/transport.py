@@ -6,10 +6,14 @@ even holds a message it has already popped while there is no credit; here a full
 
 import os
 from collections.abc import Callable
+from queue import Empty
 from typing import Any
 
+import structlog
 from celery import bootsteps
 from kombu.transport import redis
+
+logger = structlog.get_logger(__name__)
 
 TRANSPORT = f"{__name__}:Transport"
 
@@ -23,6 +27,14 @@ class Channel(redis.Channel):
     def _brpop_start(self, timeout: float | None = None) -> None:
         if self.is_open():
             super()._brpop_start(timeout)  # type: ignore[no-untyped-call]
+
+    def _brpop_read(self, **options: Any) -> Any:
+        """Take a message. One that is none is dropped: kombu's error over it would end the worker."""
+        try:
+            return super()._brpop_read(**options)  # type: ignore[no-untyped-call]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            logger.warning("rubbish_dropped", reason=repr(error))
+            raise Empty from error
 
 
 class Transport(redis.Transport):

@@ -24,17 +24,31 @@ from darkroom.jobs import Claim, Lines
 from darkroom.loops import Loop
 from darkroom.models import WorkerState
 from darkroom.storage import Storage
+from darkroom_engine import EngineStopped
 from darkroom_worker.develop import UPLOAD, Developer, Held
 
 logger = structlog.get_logger(__name__)
 
 PROGRESS_SECONDS = 0.2
-# How long a stage may go without moving before the worker stops vouching for the job. One denoising step of a large
-# picture on a CPU may take minutes; the upload's own limit is a setting.
-STALL_SECONDS = {"encode": 120.0, "denoise": 300.0, "decode": 300.0}
-# After the device's thread has been stuck for this much longer, the process ends itself.
-WEDGED_EXTRA_SECONDS = 30.0
-WEDGED_EXIT_CODE = 70
+NO_DEVICE_EXIT_CODE = 70
+
+
+@dataclass(frozen=True)
+class StallLimits:
+    """How many seconds a stage may go without moving before the worker stops vouching for the job.
+
+    One denoising step of a large picture on a CPU may take minutes; the upload's own limit is a setting. When the
+    engine has been stuck for `wedged_extra` more, the process ends itself.
+    """
+
+    encode: float = 120.0
+    denoise: float = 300.0
+    decode: float = 300.0
+    wedged_extra: float = 30.0
+
+    def of(self, stage: str) -> float | None:
+        """The limit of one of the engine's stages, None for any other."""
+        return {"encode": self.encode, "denoise": self.denoise, "decode": self.decode}.get(stage)
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,7 @@ class Parts:
     database: Database
     storage: Storage
     developer: Developer
+    stall_limits: StallLimits
 
 
 class Worker:
@@ -63,6 +78,7 @@ class Worker:
         self._is_draining = False
         self._must_run_empty = False
         self._is_storage_away = False
+        self._is_engine_gone = False
         self._emptied = threading.Condition(self._lock)
         self._drained = threading.Event()
         self._stop = threading.Event()
@@ -71,6 +87,7 @@ class Worker:
         self._pollers = ThreadPoolExecutor(self._facts.slots, thread_name_prefix="poll")
         self._loops = [
             Loop("heartbeat", self.beat, pause_seconds=self._settings.heartbeat_seconds),
+            Loop("watch", self._watch, pause_seconds=self._settings.heartbeat_seconds),
             Loop("progress", self._publish_progress, pause_seconds=PROGRESS_SECONDS),
         ]
         if self._settings.poll_seconds:
@@ -99,7 +116,9 @@ class Worker:
             return self._has_room()
 
     def _has_room(self) -> bool:
-        if self._is_draining or self._is_storage_away or (self._must_run_empty and self._held):
+        if self._is_draining or self._is_storage_away or self._is_engine_gone:
+            return False
+        if self._must_run_empty and self._held:
             return False
         if any(held.claim.is_solo for held in self._held.values()):
             return False
@@ -140,6 +159,9 @@ class Worker:
             except DatabaseUnavailable as error:
                 logger.warning("claim_without_database", reason=str(error))
                 return None
+            except Exception:
+                logger.exception("claim_failed")
+                return None
             return self._hold(claim) if claim else None
 
     def _hold(self, claim: Claim) -> Held:
@@ -155,6 +177,10 @@ class Worker:
         except StorageError as error:
             logger.error("claims_pause", reason=error.reason)
             self._is_storage_away = True
+        except EngineStopped:
+            # Left to its lease, and so counted: put back, a job that breaks devices would go round the fleet for ever.
+            logger.error("job_lost_with_engine", job_id=str(held.claim.job_id), attempt=held.claim.attempt)
+            self._is_engine_gone = True
         finally:
             with self._lock:
                 self._held.pop(held.claim.job_id, None)
@@ -174,7 +200,6 @@ class Worker:
         with self._lock:
             held = dict(self._held)
             state = WorkerState.DRAINING if self._is_draining else WorkerState.READY
-        self._exit_if_wedged(held)
         attempts = {job_id: job.claim.attempt for job_id, job in held.items() if not self._is_stalled(job)}
         fleet.beat(self._database, self._facts, state=state, num_jobs=len(held))
         mine = jobs.heartbeat(
@@ -186,7 +211,6 @@ class Worker:
         for job_id in attempts.keys() - mine:
             held[job_id].lose()
         self._reserve_for_suspect(bool(held))
-        self._show_life()
 
     def _reserve_for_suspect(self, is_busy: bool) -> None:
         must_run_empty = is_busy and jobs.reserve_solo(
@@ -199,17 +223,31 @@ class Worker:
         with self._lock:
             self._must_run_empty = must_run_empty
 
-    def _is_stalled(self, held: Held, *, extra_seconds: float = 0.0) -> bool:
+    def _is_stalled(self, held: Held) -> bool:
         stage, age_seconds = held.stage_age_seconds
-        limits = STALL_SECONDS | {UPLOAD: self._settings.upload_limit_seconds * 2}
-        return age_seconds > limits.get(stage, float("inf")) + extra_seconds
+        limit = self._settings.upload_limit_seconds * 2 if stage == UPLOAD else self._parts.stall_limits.of(stage)
+        return limit is not None and age_seconds > limit
 
-    def _exit_if_wedged(self, held: dict[UUID, Held]) -> None:
-        """End the process when its device is stuck: only a new process gets the device back."""
+    def _watch(self) -> None:
+        """Show life, or end the process when its device is gone or stuck: only a new process gets the device back.
+
+        Asks no database: a worker that waits for one is not to be restarted.
+        """
+        with self._lock:
+            held = dict(self._held)
+        if self._is_engine_gone and not held and not self._is_draining:
+            logger.critical("engine_is_gone")
+            os._exit(NO_DEVICE_EXIT_CODE)
         for job_id, job in held.items():
-            if job.stage_age_seconds[0] in STALL_SECONDS and self._is_stalled(job, extra_seconds=WEDGED_EXTRA_SECONDS):
+            if self._is_wedged(job):
                 logger.critical("device_is_stuck", job_id=str(job_id), stage=job.stage_age_seconds[0])
-                os._exit(WEDGED_EXIT_CODE)
+                os._exit(NO_DEVICE_EXIT_CODE)
+        self._show_life()
+
+    def _is_wedged(self, held: Held) -> bool:
+        stage, age_seconds = held.stage_age_seconds
+        limit = self._parts.stall_limits.of(stage)
+        return limit is not None and age_seconds > limit + self._parts.stall_limits.wedged_extra
 
     def _show_life(self) -> None:
         path = life_sign(self._settings, self._facts.id)
@@ -248,7 +286,11 @@ class Worker:
     def _drain(self) -> None:
         with self._lock:
             logger.info("worker_drains", worker=self._facts.id, num_jobs=len(self._held))
-            self._emptied.wait_for(lambda: not self._held, self._settings.worker_grace_seconds)
+        give_up_at = time.monotonic() + self._settings.worker_grace_seconds
+        if self._claiming.acquire(timeout=self._settings.worker_grace_seconds):  # a claim under way is held afterwards
+            self._claiming.release()
+        with self._lock:
+            self._emptied.wait_for(lambda: not self._held, max(0.0, give_up_at - time.monotonic()))
             left = list(self._held.values())
         for held in left:
             self._put_back(held)

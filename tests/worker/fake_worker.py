@@ -1,0 +1,174 @@
+"""A real worker around an engine without weights: a prompt is an order to it. Knows no torch.
+
+Run as a program it is a nursery: it imports once what a worker needs, and forks one for each line on its standard
+input. Every answer is one line on its standard output.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from darkroom import logs
+from darkroom.config import load_settings
+from darkroom.errors import DarkroomError
+from darkroom.fleet import WorkerFacts
+from darkroom.stack.leash import tie
+from darkroom_engine.errors import DeadlineExceeded, EngineError, EngineStopped, RequestCanceled, RequestFailed
+from darkroom_engine.request import Handle, Request
+from darkroom_worker.app import open_database, serve
+from darkroom_worker.worker import StallLimits
+
+TICK_SECONDS = 0.01
+CRASH_STEP = 20
+
+
+class FakeEngine:
+    """Develops a gray picture in as many ticks as steps, unless the prompt orders something else.
+
+    wait:<file>          until the file is there
+    first-only:<file>    picture 0 of a job with seed 0 at once, the others when the file is there
+    stall:<file>         as wait, but without any sign of progress
+    stuck:<file>         as stall, and nothing else moves either: the device hangs
+    fail | break         is refused by the engine | raises what nobody expects
+    crash                ends the process
+    lose-device          ends the engine
+    """
+
+    def __init__(self, control: Path) -> None:
+        self._control = control
+        self._lock = threading.Lock()
+        self._handles: list[Handle] = []
+        self._is_stopped = False
+        threading.Thread(target=self._develop, daemon=True).start()
+
+    def submit(self, request: Request) -> Handle:
+        if self._is_stopped:
+            raise EngineStopped
+        if request.prompt == "break":
+            raise RuntimeError("nobody expected this")
+        self._note("began", request)
+        handle = Handle(request, request.num_inference_steps)
+        with self._lock:
+            self._handles.append(handle)
+        return handle
+
+    def _develop(self) -> None:
+        while not self._is_stopped:
+            with self._lock:
+                handles = list(self._handles)
+            for handle in handles:
+                self._step(handle)
+            with self._lock:
+                self._handles = [handle for handle in self._handles if not handle.done]
+            time.sleep(TICK_SECONDS)
+        for handle in self._handles:
+            handle.fail(EngineStopped())
+
+    def _step(self, handle: Handle) -> None:
+        request, progress = handle.request, handle.progress
+        order, _, file = request.prompt.partition(":")
+        if handle.is_canceled:
+            self._end(handle, "dropped", RequestCanceled())
+        elif request.deadline is not None and request.deadline <= time.monotonic():
+            self._end(handle, "overdue", DeadlineExceeded())
+        elif order == "fail":
+            self._end(handle, "failed", RequestFailed("the latents are not a number"))
+        elif order == "crash" and progress.step == CRASH_STEP:
+            os._exit(9)
+        elif order == "lose-device":
+            self._is_stopped = True
+        elif order == "crash" or not self._may_end(order, file, request):
+            self._move(handle, order, file)
+        elif progress.step < request.num_inference_steps:
+            handle.advance("denoise", progress.step + 1)
+        else:
+            handle.succeed(np.full((request.height, request.width, 3), request.seed % 256, np.uint8), "fake")
+            self._note("developed", request)
+
+    def _may_end(self, order: str, file: str, request: Request) -> bool:
+        if order == "first-only" and request.seed == 0:
+            return True
+        return not file or (self._control / file).exists()
+
+    def _move(self, handle: Handle, order: str, file: str) -> None:
+        if order not in {"stall", "stuck"} or handle.progress.stage == "waiting":
+            handle.advance("denoise", handle.progress.step + 1)
+        if order == "stuck":
+            while not (self._control / file).exists():
+                time.sleep(TICK_SECONDS)
+
+    def _end(self, handle: Handle, word: str, error: EngineError) -> None:
+        self._note(word, handle.request)
+        handle.fail(error)
+
+    def _note(self, word: str, request: Request) -> None:
+        """One line in the journal that all fake engines share; a short append is never torn."""
+        with (self._control / "journal").open("a") as journal:
+            journal.write(f"{os.getpid()} {word} {request.prompt}\n")
+
+
+def work(control: Path, limits: Mapping[str, float]) -> None:
+    """Be a worker until SIGTERM."""
+    settings = load_settings()
+    logs.configure(settings)
+    facts = WorkerFacts(
+        id=f"worker-{os.getpid()}",
+        host="here",
+        pid=os.getpid(),
+        device="fake",
+        device_memory_bytes=0,
+        fingerprint="fake",
+        models=["darkroom-seeded"],
+        slots=settings.worker_slots,
+        version="0",
+    )
+    database = open_database(settings)
+    serve(settings, database=database, engine=FakeEngine(control), facts=facts, stall_limits=StallLimits(**limits))
+
+
+def _be_born(order: Mapping[str, Any], nursery: int) -> None:
+    tie(nursery)
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    try:
+        work(Path(order["control"]), order["stall_limits"])
+    except DarkroomError as error:
+        sys.exit(str(error))
+
+
+def _start(order: Mapping[str, Any]) -> int:
+    nursery = os.getpid()
+    if pid := os.fork():
+        return pid
+    _be_born(order, nursery)
+    sys.exit(0)
+
+
+def _exit_code(pid: int) -> int | None:
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who runs the tests; the leash does the rest
+    for line in iter(sys.stdin.readline, ""):
+        order = json.loads(line)
+        answer = _exit_code(order["pid"]) if "pid" in order else _start(order)
+        sys.stdout.write(f"{json.dumps(answer)}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

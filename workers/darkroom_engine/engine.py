@@ -16,6 +16,7 @@ from darkroom_engine.batch import Development, StepBatch, StepOutcome
 from darkroom_engine.device import DeviceInfo, describe_device, open_device
 from darkroom_engine.errors import (
     DeadlineExceeded,
+    DeviceLost,
     EngineError,
     EngineStopped,
     ModelLoadError,
@@ -138,7 +139,7 @@ class Engine:
         try:
             while self._wait_for_work():
                 self.step()
-        except torch.AcceleratorError:
+        except DeviceLost:
             # Nothing runs on this device any more, and no request is to blame: end, and let the process be replaced.
             logger.critical("the device is lost", exc_info=True)
         finally:
@@ -169,7 +170,7 @@ class Engine:
     def _run(self, batch: StepBatch) -> StepOutcome:
         try:
             return self._runner.step(batch)
-        except torch.AcceleratorError:
+        except DeviceLost:
             raise
         except Exception as error:
             logger.exception("a step failed")

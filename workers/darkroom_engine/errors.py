@@ -39,6 +39,10 @@ class DeviceUnavailable(EngineError):
         self.device = device
 
 
+class DeviceLost(EngineError):
+    """The device answers no more: no request is to blame, and none can be developed in this process."""
+
+
 class EngineStopped(EngineError):
     """The engine was stopped before the request was developed."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from darkroom_engine.batch import Development, StepBatch, StepOutcome
-from darkroom_engine.errors import UnknownModel
+from darkroom_engine.errors import DeviceLost, RequestFailed, UnknownModel
 from darkroom_engine.families.sd import StableDiffusion
 from darkroom_engine.request import Handle, Request
 from darkroom_engine.samplers import SAMPLERS, make_noise_scheduler, step_arguments
@@ -62,7 +62,7 @@ class ModelRunner:
     def step(self, batch: StepBatch) -> StepOutcome:
         """Bring every request of the batch one denoiser step further, the new ones encoded, the last step decoded.
 
-        Raises torch.AcceleratorError when the device itself is lost; every other failure is in the outcome.
+        Raises DeviceLost; every other failure is in the outcome.
         """
         outcome = StepOutcome()
         model = self.models[batch.developments[0].request.model]
@@ -89,13 +89,12 @@ class ModelRunner:
             return
         try:
             predictions = _forward(model, developments, self.device)
-        except torch.AcceleratorError:
-            raise
         except Exception as error:
+            _check_device(error)
             if len(developments) == 1:
                 outcome.failures[developments[0]] = _reason(error)
                 logger.exception("a request failed")
-            elif is_out_of_memory(error):
+            elif _is_out_of_memory(error):
                 outcome.is_out_of_memory = True
             else:
                 for development in developments:
@@ -112,7 +111,7 @@ class ModelRunner:
             image = model.decode(development.latents, development.generator)
             # The one place that waits for the device: once per picture, not once per step.
             if not (development.latents.isfinite().all() and image.isfinite().all()):
-                raise ArithmeticError("the picture is not finite: the denoiser or the decoder overflowed")
+                raise RequestFailed("the picture is not finite: the denoiser or the decoder overflowed")
             outcome.images[development] = _to_pixels(image)
 
     @contextmanager
@@ -120,15 +119,20 @@ class ModelRunner:
         """Let what goes wrong inside end this request and no other."""
         try:
             yield
-        except torch.AcceleratorError:
-            raise
         except Exception as error:
+            _check_device(error)
             outcome.failures[development] = _reason(error)
             logger.exception("a request failed")
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out. CUDA has an error class of its own for it; the CPU and Metal allocators have not."""
+def _check_device(error: Exception) -> None:
+    """Raise DeviceLost for an error after which nothing runs on the device any more."""
+    if isinstance(error, torch.AcceleratorError) and not _is_out_of_memory(error):
+        raise DeviceLost(str(error)) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out. Only CUDA's allocator has an error class of its own for it."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(
@@ -137,7 +141,9 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    if is_out_of_memory(error):
+    if isinstance(error, RequestFailed):
+        return error.reason
+    if _is_out_of_memory(error):
         return "the request alone does not fit into the device's memory"
     return f"{type(error).__name__}: {error}"
 

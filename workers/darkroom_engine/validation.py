@@ -18,7 +18,7 @@ def check_request(request: Request, *, samplers: Collection[str], latent_multipl
         if size % latent_multiple:
             raise InvalidRequest(field, f"is {size}, and must be a multiple of {latent_multiple}")
     _check_integer("num_inference_steps", request.num_inference_steps, low=1, high=max_steps)
-    _check_number("guidance_scale", request.guidance_scale)
+    _check_number("guidance_scale", request.guidance_scale, low=0)
     if request.sampler not in samplers:
         raise InvalidRequest("sampler", f"is {request.sampler!r}, and must be one of {', '.join(samplers)}")
     _check_integer("seed", request.seed, low=0, high=MAX_SEED)
@@ -44,6 +44,7 @@ def _check_integer(field: str, number: object, *, low: int, high: int | None = N
         raise InvalidRequest(field, f"is {number}, and must be {limit}")
 
 
-def _check_number(field: str, number: object) -> None:
-    if not isinstance(number, int | float) or not math.isfinite(number) or number < 0:
-        raise InvalidRequest(field, f"is {number!r}, and must be a finite number of at least 0")
+def _check_number(field: str, number: object, *, low: float | None = None) -> None:
+    limit = "a finite number" if low is None else f"a finite number of at least {low}"
+    if not isinstance(number, int | float) or not math.isfinite(number) or (low is not None and number < low):
+        raise InvalidRequest(field, f"is {number!r}, and must be {limit}")

@@ -131,3 +131,20 @@ def test_a_claim_under_way_when_the_drain_begins_is_not_forgotten(place: Any) ->
         place.until(lambda: "worker_drains" in worker.log, "it drains")
     assert ends(place, worker, seconds=10 + EXTRA_SECONDS) == 0
     assert place.events(job_id) == ["queued", "running", "succeeded"]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_worker_whose_celery_breaks_drains_and_asks_to_be_started_again(place: Any, valkey: Any) -> None:
+    """Over a Redis that became a replica (a failover) Celery gives up; the supervisor sees that by the exit code."""
+    worker = place.start_worker(worker_grace_seconds=20.0)
+    job_id = place.submit("wait:go")
+    place.until_developing(job_id)
+    with valkey.client() as client:
+        try:
+            client.replicaof("127.0.0.1", 1)
+            place.until(lambda: "worker_drains" in worker.log, "it drains")
+            place.release("go")
+            assert ends(place, worker) == 1
+        finally:
+            client.replicaof("NO", "ONE")
+    assert place.events(job_id) == ["queued", "running", "succeeded"]

@@ -1,18 +1,22 @@
 """A worker that cannot work says in one sentence why, and leaves the queue alone."""
 
+import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from darkroom.catalog import Catalog
 from darkroom.config import Settings
 from darkroom.db import Database, is_on_network
 from darkroom.jobs import JobClass, JobState, get, submit
 from darkroom.params import resolve
+from darkroom.stack.leash import held_by, leashed
 from darkroom_worker.worker import is_alive, life_sign
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -58,17 +62,6 @@ def test_a_broken_model_folder_stops_the_worker_and_leaves_the_queue_alone(
     assert "'mine'" in refusal
     assert str(tmp_path / "empty") in refusal
     assert get(database, job.id).state is JobState.QUEUED
-
-
-@on_sqlite
-def test_a_model_folder_that_is_not_there_stops_the_worker(
-    settings: Settings, environment: dict[str, str], tmp_path: Path
-) -> None:
-    catalog = tmp_path / "catalog.toml"
-    catalog.write_text(f'[models.mine]\nfamily = "sd"\nsource = "{tmp_path}/nowhere"\n')
-    refusal = refusal_of(run_worker(environment, DARKROOM_CATALOG=str(catalog), DARKROOM_WORKER_MODELS="mine"))
-    assert "'mine'" in refusal
-    assert f"{tmp_path}/nowhere" in refusal
 
 
 @on_sqlite
@@ -139,13 +132,6 @@ def test_a_real_worker_develops_a_prompt_into_a_picture(
     settings: Settings, database: Database, environment: dict[str, str], place: Any, tmp_path: Path
 ) -> None:
     """The whole way with the engine itself: Celery, seeded weights, S3, SQL."""
-    import io
-    import signal
-
-    from PIL import Image
-
-    from darkroom.stack.leash import held_by, leashed
-
     log = tmp_path / "worker.log"
     command = leashed([sys.executable, "-m", "darkroom_worker"])
     with log.open("wb") as output:

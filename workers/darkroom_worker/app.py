@@ -54,10 +54,11 @@ def main(health: bool) -> None:
 
 def run(settings: Settings) -> None:
     """Load the models, then work until SIGTERM. Raises what keeps a worker from starting."""
-    from darkroom_engine import Engine  # brings torch, which takes seconds that --health has not
-
+    signal.signal(signal.SIGTERM, _exit_once)  # until Celery puts its own in place; as PID 1 there is no default
     database = open_database(settings)
     entries = _entries(settings)
+    from darkroom_engine import Engine  # brings torch: seconds that neither --health nor a refusal has to wait
+
     engine = Engine(_device(settings), settings.max_rows, num_threads=settings.worker_threads)
     for entry in entries:
         engine.load(entry.name, family=entry.family, source=entry.source, revision=entry.revision, dtype=entry.dtype)

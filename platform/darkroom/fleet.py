@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import and_, delete, insert, select, update
 
 from darkroom.db import Database, now
 from darkroom.models import Worker, WorkerState
@@ -67,11 +67,10 @@ def forget_silent(database: Database, *, lease_seconds: float) -> None:
 
 
 def num_slots(database: Database, models: Iterable[str], *, lease_seconds: float) -> dict[str, int]:
-    """How many jobs of each model the living fleet can hold at once."""
+    """How many jobs of each model the workers that live and take any can hold at once."""
+    takes_jobs = and_(Worker.heartbeat_at > now(-lease_seconds), Worker.state == WorkerState.READY)
     with database.read() as session:
-        rows = session.execute(
-            select(Worker.models, Worker.slots).where(Worker.heartbeat_at > now(-lease_seconds))
-        ).all()
+        rows = session.execute(select(Worker.models, Worker.slots).where(takes_jobs)).all()
     return {model: sum(slots for held, slots in rows if model in held) for model in models}
 
 

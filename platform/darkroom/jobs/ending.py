@@ -99,7 +99,7 @@ def requeue(database: Database, job_id: UUID, *, reason: str, attempt: int | Non
     """Put a running job back into the queue, its place kept and nothing counted against it.
 
     For a worker that drains (`attempt` is its own; raises StaleAttempt) and for an operator (any attempt; raises
-    JobFinished or JobNotFound when the job does not run).
+    JobFinished or JobNotFound, and is content with a job that waits already).
     """
     with database.write() as session:
         guard = and_(RUNNING, Job.id == job_id, Job.attempt == attempt if attempt is not None else RUNNING)
@@ -108,7 +108,9 @@ def requeue(database: Database, job_id: UUID, *, reason: str, attempt: int | Non
         return
     if attempt is not None:
         raise StaleAttempt(job_id, attempt)
-    raise JobFinished(job_id, get(database, job_id).state)
+    state = get(database, job_id).state
+    if state in FINAL_STATES:
+        raise JobFinished(job_id, state)
 
 
 def put_back(session: Session, guard: ColumnElement[bool], reason: str, **values: Any) -> bool:

@@ -84,7 +84,8 @@ def promote_aged_bulk(database: Database, *, age_seconds: float) -> int:
     )
     with database.write() as session:
         rows = session.execute(aged).all()
-        for job_id, owner, model in rows:
+        # Each place needs its owner's lock: two sweeps that take theirs in one order cannot wait for each other.
+        for job_id, owner, model in sorted(rows, key=lambda row: (row.owner, row.model)):
             start_tag = start_tag_of(session, owner, model, JobClass.INTERACTIVE)
             session.execute(
                 update(Job)
@@ -107,10 +108,14 @@ def due_for_cleanup(database: Database) -> list[Ended]:
 
 
 def cleaned(database: Database, job_id: UUID, *, late_seconds: float) -> None:
-    """Note that a job's stray objects were deleted; once more is due when no late upload can be on its way."""
+    """Note that a job's stray objects were deleted; once more is due when no late upload can be on its way.
+
+    Of several that deleted the same objects at once, one has deleted them the first time, and none the last.
+    """
     late = now(late_seconds)
     is_last = Job.cleanup_at > Job.finished_at
-    statement = update(Job).where(Job.id == job_id).values(cleanup_at=case((is_last, None), else_=late))
+    is_due = and_(Job.id == job_id, Job.cleanup_at <= now())
+    statement = update(Job).where(is_due).values(cleanup_at=case((is_last, None), else_=late))
     with database.write() as session:
         session.execute(statement.execution_options(synchronize_session=False))
 

@@ -206,6 +206,26 @@ def test_running_job_shows_its_step_in_words_bar_and_title(app: Any, browser: An
     assert (bar["value"], bar["max"]) == ("12", "20")
 
 
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("waiting", "A worker has it."),
+        ("encode", "Reading the prompt."),
+        ("denoise", "Step 20 of 20."),
+        ("decode", "Fixing the picture."),
+        ("upload", "Storing the picture."),
+        ("a stage of tomorrow", "A worker has it."),
+    ],
+)
+def test_every_stage_of_a_running_job_has_its_words(
+    app: Any, browser: Any, worker: Any, submit: Any, stage: str, words: str
+) -> None:
+    job = submit()
+    progress = {"stage": stage, "step": 20, "num_steps": 20}
+    app.extensions["darkroom"].progress.publish({worker.claim().job_id: progress})
+    assert words in browser.open(job["urls"]["page"]).words
+
+
 def test_finished_job_shows_its_pictures_and_how_they_came_about(
     browser: Any, client: FlaskClient, worker: Any, submit: Any
 ) -> None:

@@ -74,11 +74,16 @@ def _place(position: int | None) -> str:
 def _developing(sight: Sight) -> Sentence:
     progress = sight.progress or {}
     step, num_steps = progress.get("step"), progress.get("num_steps")
+    title = f"{step}/{num_steps} Developing"
     match progress.get("stage"):
+        case "encode":
+            return Sentence("Developing", "Reading the prompt.", is_live=True)
         case "denoise":
-            return Sentence(f"{step}/{num_steps} Developing", f"Step {step} of {num_steps}.", True, step, num_steps)
+            return Sentence(title, f"Step {step} of {num_steps}.", True, step, num_steps)
         case "decode":
-            return Sentence(f"{step}/{num_steps} Developing", "Fixing the picture.", True, step, num_steps)
+            return Sentence(title, "Fixing the picture.", True, step, num_steps)
+        case "upload":
+            return Sentence(title, "Storing the picture.", True, step, num_steps)
         case _:
             return Sentence("Developing", "A worker has it.", is_live=True)
 

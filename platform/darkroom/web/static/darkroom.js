@@ -3,6 +3,7 @@
 
 const POLL_MS = 1000;
 const WORDS = { queued: "Waiting", running: "Developing", succeeded: "Developed", failed: "Failed", canceled: "Canceled", expired: "Expired" };
+const STAGES = { encode: "Reading the prompt.", decode: "Fixing the picture.", upload: "Storing the picture." }; // as in wording.py
 
 function stageSentence(job) {
   if (job.state === "queued") {
@@ -11,14 +12,13 @@ function stageSentence(job) {
   }
   const progress = job.progress;
   if (progress && progress.stage === "denoise") return `Step ${progress.step} of ${progress.num_steps}.`;
-  if (progress && progress.stage === "decode") return "Fixing the picture.";
-  return "A worker has it.";
+  return (progress && STAGES[progress.stage]) || "A worker has it.";
 }
 
 function showProgress(job) {
   const bar = document.getElementById("steps");
   const progress = job.progress;
-  const isCounting = Boolean(progress && progress.num_steps && (progress.stage === "denoise" || progress.stage === "decode"));
+  const isCounting = Boolean(progress && progress.num_steps && ["denoise", "decode", "upload"].includes(progress.stage));
   if (bar && isCounting) {
     bar.max = progress.num_steps;
     bar.value = progress.step;

@@ -1,0 +1,189 @@
+"""The denoiser stage: a UNet learns to take noise off latents, told by the captions' embeddings what to find there.
+
+The forward process and the parameterization are the engine's own.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel
+
+from darkroom_engine.noising import PARAMETERIZATIONS, NoiseSchedule, Parameterization
+from darkroom_train.latents import LatentStore
+from darkroom_train.recipe import DenoiserRecipe
+from darkroom_train.training import Optimization, generator_for
+
+# Where the held-out error is measured.
+REPORTED_TIMESTEPS = (50, 200, 400, 600, 800)
+
+
+class Sampling(Protocol):
+    """Draws samples with the weights as they are now, and leaves them where a person can look."""
+
+    def __call__(self, unet: UNet2DConditionModel, number: int, /) -> None: ...
+
+
+def build_denoiser(recipe: DenoiserRecipe, *, latent_size: int, text_width: int, seed: int) -> UNet2DConditionModel:
+    """Build the UNet in its initial state."""
+    down = ["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in recipe.attention]
+    up = ["CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(recipe.attention)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet2DConditionModel(
+            sample_size=latent_size,
+            block_out_channels=recipe.channels,
+            down_block_types=tuple(down),
+            up_block_types=tuple(up),
+            layers_per_block=recipe.layers,
+            attention_head_dim=recipe.heads,  # diffusers' name for the number of heads
+            cross_attention_dim=text_width,
+            norm_num_groups=recipe.norm_groups,
+            use_linear_projection=True,
+        )
+
+
+def build_noise_scheduler(prediction: str) -> DDIMScheduler:
+    """Build the noise_scheduler that training noises with and that the exported model names.
+
+    Linear betas end at a signal of 4e-5 of the variance, so no rescaling to zero is needed and every sampler agrees.
+    """
+    return DDIMScheduler(
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        prediction_type=prediction,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def sample_timesteps(
+    batch_size: int, *, num_timesteps: int, uniform_part: float, logit_mean: float, generator: torch.Generator
+) -> Tensor:
+    """Draw timesteps (B,): some uniform, the others logit-normal (Esser et al. 2024, section 3.1).
+
+    Linear betas leave a third of all timesteps as nearly pure noise, where there is little to learn.
+    """
+    device = generator.device
+    normal = torch.randn(batch_size, generator=generator, device=device)
+    uniform = torch.rand(batch_size, generator=generator, device=device)
+    is_uniform = torch.rand(batch_size, generator=generator, device=device) < uniform_part
+    position = torch.where(is_uniform, uniform, torch.sigmoid(normal + logit_mean))
+    return (position * num_timesteps).long().clamp(max=num_timesteps - 1)
+
+
+def drop_captions(tokens: Tensor, empty: Tensor, part: float, generator: torch.Generator) -> Tensor:
+    """Replace some captions by the empty one (length,), for guidance (Ho and Salimans 2022, algorithm 1)."""
+    is_dropped = torch.rand(len(tokens), generator=generator, device=tokens.device) < part
+    return torch.where(is_dropped[:, None], empty[None], tokens)
+
+
+class Denoising:
+    """A forward of the denoiser and its loss, side by side."""
+
+    def __init__(self, unet: Any, schedule: NoiseSchedule, parameterization: Parameterization) -> None:
+        self._unet = unet
+        self.schedule = schedule
+        self._parameterization = parameterization
+
+    def losses(self, latents: Tensor, noise: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """Noise latents, predict, and give each sample's error (B,)."""
+        noisy = self.schedule.add_noise(latents, noise, timesteps)
+        prediction = self._unet(noisy, timesteps, encoder_hidden_states=prompt_embeds, return_dict=False)[0]
+        return self._parameterization.losses(prediction, latents, noise, self.schedule.scales(timesteps))
+
+
+class DenoiserTraining:
+    """The stage as the loop sees it. The text encoder is frozen; `empty` are the ids of the empty caption."""
+
+    def __init__(
+        self,
+        recipe: DenoiserRecipe,
+        *,
+        seed: int,
+        text_encoder: CLIPTextModel,
+        empty: Tensor,
+        latents: LatentStore,
+        held_out: LatentStore,
+        device: torch.device,
+        sampling: Sampling | None = None,
+    ) -> None:
+        self.unet = build_denoiser(
+            recipe,
+            latent_size=latents.latents.shape[-1],
+            text_width=text_encoder.config.hidden_size,
+            seed=seed,
+        ).to(device)
+        self._recipe = recipe
+        self._seed = seed
+        self._text_encoder = text_encoder.to(device).eval().requires_grad_(False)
+        self._empty = empty.to(device)
+        self._latents = latents
+        self._held_out = held_out
+        self._device = device
+        self._sampling = sampling
+        self._optimization = Optimization(self.unet, recipe, device, ema_decay=recipe.ema_decay)
+        schedule = NoiseSchedule.of(build_noise_scheduler(recipe.prediction)).to(device)
+        forward = torch.compile(self.unet) if recipe.compile else self.unet
+        self._denoising = Denoising(forward, schedule, PARAMETERIZATIONS[recipe.prediction])
+        self._eager = Denoising(self.unet, schedule, PARAMETERIZATIONS[recipe.prediction])
+
+    def step(self, number: int, *, progress: float, learning_rate: float) -> Mapping[str, Tensor]:
+        """Train on a batch of latents, each at a timestep and with noise of its own."""
+        recipe = self._recipe
+        generator = generator_for(self._seed, number, self._device)
+        latents, tokens = self._latents.sample(recipe.batch_size, generator)
+        tokens = drop_captions(tokens, self._empty, recipe.caption_dropout, generator)
+        noise = torch.randn(latents.shape, generator=generator, device=self._device)
+        timesteps = sample_timesteps(
+            len(latents),
+            num_timesteps=self._denoising.schedule.num_timesteps,
+            uniform_part=recipe.uniform_part,
+            logit_mean=recipe.logit_mean,
+            generator=generator,
+        )
+        with self._optimization.autocast():
+            loss = self._denoising.losses(latents, noise, timesteps, self._embed(tokens)).mean()
+        self._optimization.apply(loss, number, learning_rate=learning_rate)
+        return {"loss": loss.detach()}
+
+    @torch.no_grad()
+    def report(self, number: int) -> Mapping[str, float]:
+        """Measure the averaged weights on held-out latents at a few timesteps, and draw samples."""
+        generator = generator_for(self._seed, 0, self._device)
+        latents = self._held_out.latents[:128].float()
+        prompt_embeds = self._embed(self._held_out.tokens[:128, 0].long())
+        values = {}
+        with self._optimization.averaged():
+            for timestep in REPORTED_TIMESTEPS:
+                noise = torch.randn(latents.shape, generator=generator, device=self._device)
+                timesteps = torch.full((len(latents),), timestep, device=self._device)
+                losses = self._eager.losses(latents, noise, timesteps, prompt_embeds)
+                values[f"held_out_{timestep}"] = float(losses.mean())
+        if self._sampling is not None:
+            self._sampling(self.averaged_unet(), number)
+        return values
+
+    def averaged_unet(self) -> UNet2DConditionModel:
+        """Give a copy of the UNet with the averaged weights: what is exported."""
+        copy = UNet2DConditionModel.from_config(self.unet.config)
+        with self._optimization.averaged():
+            copy.load_state_dict(self.unet.state_dict())
+        return copy
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"unet": self.unet.state_dict(), **self._optimization.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.unet.load_state_dict(state["unet"])
+        self._optimization.load_state_dict(state)
+
+    @torch.no_grad()
+    def _embed(self, tokens: Tensor) -> Tensor:
+        prompt_embeds: Tensor = self._text_encoder(tokens)[0]
+        return prompt_embeds

@@ -1,0 +1,233 @@
+"""The `darkroom-train` command. Each command reads its words, makes one call and prints; it imports what it needs."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from darkroom_train.errors import TrainError
+
+if TYPE_CHECKING:
+    from darkroom_train.workshop import Workshop
+
+
+class _Commands(click.Group):
+    """Commands whose expected errors are one sentence on stderr and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from darkroom_engine.errors import EngineError
+
+        try:
+            return super().invoke(ctx)
+        except (TrainError, EngineError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def main() -> None:
+    """Train a Stable Diffusion of your own, stage by stage, from a recipe.
+
+    `darkroom-train all --recipe laptop --output my-model` does everything; what it leaves in my-model/model loads in
+    Darkroom and in diffusers. A stage that was stopped goes on where it was.
+    """
+
+
+def _stage(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that all stages have."""
+    options = [
+        click.option(
+            "--recipe", "recipe_name", required=True, help="A TOML file, or the name of one that comes along."
+        ),
+        click.option(
+            "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where everything goes."
+        ),
+        click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, or auto."),
+        click.option("--threads", type=click.IntRange(1, 256), help="Threads of torch.  [default: torch's own]"),
+        click.option(
+            "--processes", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that draw."
+        ),
+        click.option(
+            "--minutes", type=click.FloatRange(min=0.01), help="Stop each stage after so long, to go on later."
+        ),
+        click.option(
+            "--checkpoint-minutes", type=click.FloatRange(min=0.01), default=5.0, show_default=True, help="How often."
+        ),
+        click.option("--skip-bad", is_flag=True, help="Leave out pictures that cannot be used, and count them."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@main.command()
+@_stage
+def data(**words: Any) -> None:
+    """Draw the scenes, or read the folder of captioned pictures."""
+    _run(words, "data")
+
+
+@main.command()
+@_stage
+def tokenizer(**words: Any) -> None:
+    """Learn the words of the captions."""
+    _run(words, "tokenizer")
+
+
+@main.command()
+@_stage
+def autoencoder(**words: Any) -> None:
+    """Learn to shrink pictures to latents and to enlarge them again."""
+    _run(words, "autoencoder")
+
+
+@main.command("text-encoder")
+@_stage
+def text_encoder(**words: Any) -> None:
+    """Learn which caption belongs to which picture: CLIP."""
+    _run(words, "text-encoder")
+
+
+@main.command()
+@_stage
+def denoiser(**words: Any) -> None:
+    """Learn to take noise away, steered by the captions."""
+    _run(words, "denoiser")
+
+
+@main.command()
+@_stage
+def recognizer(**words: Any) -> None:
+    """Train the judge of the evaluation, on drawn pictures."""
+    _run(words, "recognizer")
+
+
+@main.command()
+@_stage
+@click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps.  [default: the recipe's]")
+def evaluate(*, steps: int | None, **words: Any) -> None:
+    """Score held-out prompts, and print the table."""
+    _evaluate(_workshop(words), steps=steps)
+
+
+@main.command()
+@_stage
+def export(**words: Any) -> None:
+    """Write the model as a diffusers folder, with its manifest and its card."""
+    _export(_workshop(words))
+
+
+@main.command("all")
+@_stage
+def everything(**words: Any) -> None:
+    """Run every stage of a recipe."""
+    workshop = _workshop(words)
+    stages = ["data", "tokenizer", "autoencoder", "text-encoder", "denoiser"]
+    is_drawn = workshop.recipe.data.source == "drawn"
+    for stage in [*stages, *(["recognizer"] if is_drawn else [])]:
+        if not _stage_of(workshop, stage)():
+            click.echo(f"{stage} is not finished: run the same command again to go on")
+            return
+    if is_drawn:
+        _evaluate(workshop, steps=None)
+    _export(workshop)
+
+
+@main.command()
+@click.argument("log", type=click.Path(exists=True, path_type=Path))
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), default="plot.png", show_default=True)
+def plot(log: Path, output: Path) -> None:
+    """Draw LOG, a stage's log.jsonl or its folder, as a picture."""
+    from darkroom_train.plot import plot_log
+    from darkroom_train.training import LOG
+
+    plot_log(log / LOG if log.is_dir() else log).save(output)
+    click.echo(output)
+
+
+@main.command()
+@click.option("--domain", default="full", show_default=True, help="Whose scenes.")
+@click.option("--size", type=click.IntRange(32, 1024), default=128, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--count", type=click.IntRange(1, 1000), default=48, show_default=True)
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), default="scenes.png", show_default=True)
+def scenes(domain: str, size: int, seed: int, count: int, output: Path) -> None:
+    """Draw a contact sheet of the training scenes with their captions."""
+    from darkroom_train.captions import caption
+    from darkroom_train.drawing import draw
+    from darkroom_train.scenes import get_domain, sample_scene
+    from darkroom_train.sheet import contact_sheet, save_sheet
+
+    chosen = [sample_scene(get_domain(domain), seed, index) for index in range(count)]
+    captions = [caption(scene, index) for index, scene in enumerate(chosen)]
+    save_sheet(contact_sheet([draw(scene, size) for scene in chosen], columns=8, captions=captions), output)
+    click.echo(output)
+
+
+def _workshop(words: Mapping[str, Any]) -> "Workshop":
+    import torch
+
+    from darkroom_engine.device import open_device
+    from darkroom_train.progress import Bar
+    from darkroom_train.recipe import find_recipe, read_recipe
+    from darkroom_train.workshop import Conditions, Workshop
+
+    path = find_recipe(words["recipe_name"])
+    recipe = read_recipe(path)
+    if words["threads"]:
+        torch.set_num_threads(words["threads"])
+    conditions = Conditions(
+        device=open_device(_device(words["device"])),
+        processes=words["processes"],
+        minutes=words["minutes"],
+        checkpoint_minutes=words["checkpoint_minutes"],
+        skip_bad=words["skip_bad"],
+        show=Bar(),
+        say=click.echo,
+    )
+    return Workshop(recipe, path, words["output"], conditions)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _run(words: Mapping[str, Any], stage: str) -> None:
+    workshop = _workshop(words)
+    if not _stage_of(workshop, stage)():
+        click.echo(f"{stage} is not finished: run the same command again to go on")
+
+
+def _stage_of(workshop: "Workshop", stage: str) -> Callable[[], bool]:
+    run: Callable[[], bool] = getattr(workshop, stage.replace("-", "_"))
+
+    def announced() -> bool:
+        click.echo(f"{stage}:")
+        return run()
+
+    return announced
+
+
+def _evaluate(workshop: "Workshop", *, steps: int | None) -> None:
+    from darkroom_train.evaluate import Evaluation, format_report
+
+    folder = workshop.folder / ("evaluation" if steps is None else f"evaluation-{steps}")
+    report = Evaluation(workshop, workshop.device).run(folder, num_inference_steps=steps)
+    click.echo(format_report(report))
+
+
+def _export(workshop: "Workshop") -> None:
+    from darkroom_train.card import model_card
+    from darkroom_train.export import export_model, write_card
+    from darkroom_train.workshop import state_of
+
+    folder = workshop.folder / "model"
+    export_model(workshop.pipeline(), folder)
+    evaluation = workshop.folder / "evaluation"
+    card = model_card(workshop.recipe, workshop.recipe_path, state=state_of(workshop), evaluation=evaluation)
+    write_card(folder, card)
+    click.echo(f"the model is in {folder}")

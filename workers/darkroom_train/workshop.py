@@ -1,0 +1,280 @@
+"""The stages of a recipe, each with what it reads and what it leaves in the output folder. Knows no mathematics.
+
+Every stage goes on from its checkpoint, and does nothing when it is finished.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from darkroom_engine.quiet import quiet
+from darkroom_train.autoencoder import AutoencoderTraining, encode, fold_scale
+from darkroom_train.data import draw_labeled, fill_stores
+from darkroom_train.denoiser import DenoiserTraining, build_noise_scheduler
+from darkroom_train.errors import RecipeError, StageMissing
+from darkroom_train.latents import LatentStore, encode_store, load_latents
+from darkroom_train.recipe import Recipe, Training
+from darkroom_train.recognizer import Recognizer, RecognizerTraining, encode_labels, labels_of
+from darkroom_train.sampling import Order, generate
+from darkroom_train.sheet import contact_sheet, save_sheet
+from darkroom_train.store import PictureStore
+from darkroom_train.text_encoder import TextEncoderTraining
+from darkroom_train.tokenizer import load_tokenizer, save_tokenizer, token_ids, train_tokenizer
+from darkroom_train.training import CHECKPOINT, Show, Trainee, is_finished, load_checkpoint, train
+
+STAGES = ("data", "tokenizer", "autoencoder", "text-encoder", "denoiser", "recognizer", "export", "evaluate")
+NUM_SCALE_PICTURES = 512
+NUM_SAMPLES = 12
+SAMPLE_STEPS = 20
+
+
+def _silent(step: int, num_steps: int, values: Mapping[str, float], /) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """On what and how long a run works. `minutes` ends a stage early, with a checkpoint to go on from."""
+
+    device: torch.device
+    processes: int = 1
+    minutes: float | None = None
+    checkpoint_minutes: float = 5.0
+    skip_bad: bool = False
+    show: Show = field(default=_silent)
+    say: Callable[[str], None] = field(default=lambda sentence: None)
+
+
+class Workshop:
+    """A recipe at work in its output folder."""
+
+    def __init__(self, recipe: Recipe, recipe_path: Path, folder: Path, conditions: Conditions) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self._conditions = conditions
+        self.device = conditions.device
+        folder.mkdir(parents=True, exist_ok=True)
+        self.recipe_path = folder / "recipe.toml"
+        if recipe_path.resolve() != self.recipe_path.resolve():
+            shutil.copyfile(recipe_path, self.recipe_path)
+
+    def data(self) -> bool:
+        """Draw or read the pictures."""
+        show = self._conditions.show
+        skipped = fill_stores(
+            self.recipe,
+            self.folder / "data",
+            processes=self._conditions.processes,
+            skip_bad=self._conditions.skip_bad,
+            report=lambda done, total: show(done, total, {}),
+        )
+        for problem in skipped:
+            self._conditions.say(f"skipped: {problem}")
+        if skipped:
+            self._conditions.say(f"{len(skipped)} pictures were skipped")
+        return True
+
+    def tokenizer(self) -> bool:
+        """Learn the words of the captions."""
+        tokens = self.recipe.tokenizer
+        captions = (caption for several in self._store("train").captions for caption in several)
+        trained = train_tokenizer(captions, vocabulary=tokens.vocabulary, max_length=tokens.max_length)
+        save_tokenizer(trained, self.folder / "tokenizer")
+        return True
+
+    def autoencoder(self) -> bool:
+        """Train the autoencoder, bring its latents to unit variance, and encode all pictures with it."""
+        recipe = self.recipe.autoencoder
+        store, held_out = self._store("train"), self._store("held-out")
+        num_pictures = min(recipe.num_pictures, len(store))
+        trainee = AutoencoderTraining(
+            recipe,
+            seed=self.recipe.seed,
+            pictures=self._pictures(store, num_pictures),
+            held_out=self._pictures(held_out, min(128, len(held_out))),
+            device=self.device,
+        )
+        if not self._train(trainee, recipe, "autoencoder"):
+            return False
+        some = self._pictures(store, min(NUM_SCALE_PICTURES, num_pictures))
+        with torch.no_grad():
+            latents = torch.cat([encode(trainee.autoencoder, batch) for batch in some.split(64)])
+        fold_scale(trainee.autoencoder, latents)
+        trainee.autoencoder.save_pretrained(self.folder / "autoencoder" / "model")
+        return True
+
+    def latents(self) -> None:
+        """Encode all pictures and captions, once."""
+        for part in ("held-out", "train"):
+            path = self.folder / "latents" / f"{part}.safetensors"
+            store = self._store(part)
+            if path.exists() and len(load_latents(path, torch.device("cpu"))) == len(store):
+                continue
+            self._conditions.say(f"encoding {len(store)} pictures")
+            autoencoder = self.load_autoencoder().to(self.device)
+            threads = self._conditions.processes
+            encode_store(store, autoencoder, self.load_tokenizer(), device=self.device, threads=threads).save(path)
+
+    def text_encoder(self) -> bool:
+        """Train the text tower."""
+        trainee = TextEncoderTraining(
+            self.recipe.text_encoder,
+            seed=self.recipe.seed,
+            tokenizer=self.load_tokenizer(),
+            latents=self._latents("train"),
+            held_out=self._latents("held-out"),
+            device=self.device,
+        )
+        if not self._train(trainee, self.recipe.text_encoder, "text-encoder"):
+            return False
+        with quiet():
+            trainee.text_encoder.save_pretrained(self.folder / "text-encoder" / "model")
+        return True
+
+    def denoiser(self) -> bool:
+        """Train the denoiser, and leave its averaged weights."""
+        trainee = self.denoiser_training()
+        is_done = self._train(trainee, self.recipe.denoiser, "denoiser")
+        trainee.averaged_unet().save_pretrained(self.folder / "denoiser" / "model")
+        return is_done
+
+    def recognizer(self) -> bool:
+        """Train the judge on drawn pictures of a seed of its own, no combination withheld."""
+        if self.recipe.data.source != "drawn":
+            raise RecipeError(self.recipe_path, None, "only drawn pictures have labels to recognize")
+        recipe = self.recipe.recognizer
+        pictures, labels = self._labeled(recipe.num_pictures, first=0)
+        held_out = self._labeled(512, first=recipe.num_pictures)
+        trainee = RecognizerTraining(
+            recipe, seed=self.recipe.seed, pictures=pictures, labels=labels, held_out=held_out, device=self.device
+        )
+        return self._train(trainee, recipe, "recognizer")
+
+    def denoiser_training(self) -> DenoiserTraining:
+        """Put together what the denoiser stage trains. Raises StageMissing."""
+        tokenizer = self.load_tokenizer()
+        return DenoiserTraining(
+            self.recipe.denoiser,
+            seed=self.recipe.seed,
+            text_encoder=self.load_text_encoder(),
+            empty=torch.tensor(token_ids(tokenizer, [""])[0]),
+            latents=self._latents("train"),
+            held_out=self._latents("held-out"),
+            device=self.device,
+            sampling=self._draw_samples,
+        )
+
+    def pipeline(self) -> StableDiffusionPipeline:
+        """Put the trained parts together, in float32. Raises StageMissing."""
+        path = self._finished("denoiser", "model")
+        return self._assemble(UNet2DConditionModel.from_pretrained(path, local_files_only=True))
+
+    def load_autoencoder(self) -> AutoencoderTiny:
+        """Read the trained autoencoder. Raises StageMissing."""
+        path = self._finished("autoencoder", "model")
+        with quiet():
+            return AutoencoderTiny.from_pretrained(path, local_files_only=True).eval().requires_grad_(False)
+
+    def load_tokenizer(self) -> CLIPTokenizer:
+        """Read the tokenizer. Raises StageMissing."""
+        return load_tokenizer(self._finished("tokenizer", ""))
+
+    def load_text_encoder(self) -> CLIPTextModel:
+        """Read the trained text tower. Raises StageMissing."""
+        with quiet():
+            return CLIPTextModel.from_pretrained(self._finished("text-encoder", "model"), local_files_only=True)
+
+    def load_recognizer(self) -> Recognizer:
+        """Read the trained judge. Raises StageMissing."""
+        path = self._finished("recognizer", CHECKPOINT)
+        recognizer = Recognizer(self.recipe.recognizer.width)
+        recognizer.load_state_dict(load_checkpoint(path)["trainee"]["recognizer"])
+        return recognizer.to(self.device)
+
+    def training_captions(self) -> set[str]:
+        """Give every caption that was trained on."""
+        return {caption for several in self._store("train").captions for caption in several}
+
+    def _draw_samples(self, unet: UNet2DConditionModel, number: int) -> None:
+        """Leave a sheet of held-out captions, always with the same noise, so that sheets can be compared."""
+        captions = [several[0] for several in self._store("held-out").captions[:NUM_SAMPLES]]
+        evaluation, side = self.recipe.evaluate, self.recipe.data.size
+        orders = [
+            Order(
+                caption,
+                seed,
+                num_inference_steps=SAMPLE_STEPS,
+                sampler=evaluation.sampler,
+                guidance_scale=evaluation.guidance_scale,
+            )
+            for seed, caption in enumerate(captions)
+        ]
+        pictures = generate(self._assemble(unet), orders, side=side, device=self.device)
+        sheet = contact_sheet(pictures, columns=6, captions=captions)
+        save_sheet(sheet, self.folder / "denoiser" / "samples" / f"step-{number:08}.png")
+
+    def _assemble(self, unet: UNet2DConditionModel) -> StableDiffusionPipeline:
+        with quiet():
+            return StableDiffusionPipeline(
+                unet=unet,
+                vae=self.load_autoencoder(),
+                text_encoder=self.load_text_encoder(),
+                tokenizer=self.load_tokenizer(),
+                scheduler=build_noise_scheduler(self.recipe.denoiser.prediction),
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+            )
+
+    def _train(self, trainee: Trainee, schedule: Training, stage: str) -> bool:
+        folder = self.folder / stage
+        if is_finished(folder):
+            trainee.load_state_dict(load_checkpoint(folder / CHECKPOINT)["trainee"])
+            self._conditions.say(f"{stage} is finished already")
+            return True
+        return train(
+            trainee,
+            schedule,
+            folder,
+            minutes=self._conditions.minutes,
+            checkpoint_minutes=self._conditions.checkpoint_minutes,
+            show=self._conditions.show,
+        )
+
+    def _store(self, part: str) -> PictureStore:
+        return PictureStore(self.folder / "data" / part)
+
+    def _pictures(self, store: PictureStore, num_pictures: int) -> torch.Tensor:
+        return torch.from_numpy(store.pictures(0, num_pictures, threads=self._conditions.processes)).to(self.device)
+
+    def _latents(self, part: str) -> LatentStore:
+        self.latents()
+        return load_latents(self.folder / "latents" / f"{part}.safetensors", self.device)
+
+    def _labeled(self, num_pictures: int, *, first: int) -> tuple[torch.Tensor, torch.Tensor]:
+        drawn = draw_labeled(self.recipe, num_pictures, first=first, processes=self._conditions.processes)
+        labels = encode_labels([labels_of(scene) for scene in drawn.scenes])
+        return torch.from_numpy(drawn.pictures).to(self.device), labels.to(self.device)
+
+    def _finished(self, stage: str, name: str) -> Path:
+        path = self.folder / stage / name
+        if not path.exists():
+            raise StageMissing(path, stage)
+        return path
+
+
+def state_of(workshop: Workshop) -> Mapping[str, Any]:
+    """Say for each trained stage how far it is: steps, seconds, and whether it is finished."""
+    state: dict[str, Any] = {}
+    for stage in ("autoencoder", "text-encoder", "denoiser", "recognizer"):
+        path = workshop.folder / stage / CHECKPOINT
+        if path.exists():
+            checkpoint = load_checkpoint(path)
+            state[stage] = {key: checkpoint[key] for key in ("step", "spent", "is_finished")}
+    return state

@@ -69,7 +69,7 @@ class Held:
 
     @property
     def stage_age_seconds(self) -> tuple[str, float]:
-        """The stage that has moved least lately, and for how long it has not."""
+        """The stage of the picture that moved last, and how long ago it did."""
         moving = [handle.progress for handle in self.handles if not handle.done]
         if not moving:
             return self.stage or "waiting", time.monotonic() - self.stage_began_at

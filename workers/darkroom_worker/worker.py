@@ -63,6 +63,10 @@ class Parts:
     stall_limits: StallLimits
 
 
+class _NoRoomError(Exception):
+    """The worker is full, or takes nothing just now."""
+
+
 class Worker:
     """Holds up to `slots` jobs. All public methods may be called from any thread."""
 
@@ -126,12 +130,15 @@ class Worker:
 
     def work_off(self, *, whole_line: bool = False) -> bool:
         """Claim and develop jobs until none is left for this worker. Returns whether there was room to look at all."""
-        if not self.has_room():
-            return False
-        while held := self._claim(whole_line=whole_line):
-            if self.has_room():
-                self._kick()  # where one job waited there may be more, and this thread is busy from now on
-            self._develop(held)
+        has_looked = False
+        try:
+            while held := self._claim(whole_line=whole_line):
+                has_looked = True
+                if self.has_room():
+                    self._kick()  # where one job waited there may be more, and this thread is busy from now on
+                self._develop(held)
+        except _NoRoomError:
+            return has_looked
         return True
 
     def _kick(self) -> None:
@@ -145,7 +152,7 @@ class Worker:
             with self._lock:
                 num_held = len(self._held)
                 if not self._has_room():
-                    return None
+                    raise _NoRoomError
             try:
                 claim = jobs.claim(
                     self._database,

@@ -62,6 +62,12 @@ def test_loading_prints_nothing(engine: Engine, model_folder: Path, capfd: pytes
     assert capfd.readouterr() == ("", "")
 
 
+def test_an_outdated_folder_loads_without_a_warning(engine: Engine, model_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_folder, tmp_path / "old", copy_function=os.link)
+    _reconfigure("scheduler/scheduler_config.json", steps_offset=0, clip_sample=True)(tmp_path / "old")
+    assert engine.load("old", source=str(tmp_path / "old")).name == "old"
+
+
 def test_models_with_one_name_do_not_replace_each_other(engine: Engine) -> None:
     with pytest.raises(ModelLoadError, match="a model of that name is loaded already, from seeded:7"):
         engine.load("tiny", source="seeded:8")
@@ -94,9 +100,12 @@ def _cut(folder: Path) -> None:
     (folder / UNET_WEIGHTS).write_bytes(content[: len(content) // 2])
 
 
-def _reshape(folder: Path) -> None:
-    config = json.loads((folder / "unet/config.json").read_text())
-    _rewrite(folder / "unet/config.json", json.dumps(config | {"in_channels": 9}))
+def _reconfigure(file: str, **changes: object) -> Callable[[Path], None]:
+    def reconfigure(folder: Path) -> None:
+        config = json.loads((folder / file).read_text())
+        _rewrite(folder / file, json.dumps(config | changes))
+
+    return reconfigure
 
 
 def _forget(part: str, weights: str) -> Callable[[Path], None]:
@@ -131,14 +140,22 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda folder: (folder / "tokenizer/tokenizer.json").unlink(),
         "tokenizer has no tokenizer.json or vocab.json",
     ),
+    "tokenizer is no JSON": (lambda folder: _rewrite(folder / "tokenizer/tokenizer.json", "{"), "tokenizer: Expecting"),
     "scheduler is no JSON": (
         lambda folder: _rewrite(folder / "scheduler/scheduler_config.json", "{"),
-        "scheduler",
+        "scheduler_config.json' is not a valid JSON file",
     ),
     "no weights": (lambda folder: (folder / UNET_WEIGHTS).unlink(), "unet has no .safetensors file"),
     "pickle": (_pickle, "diffusion_pytorch_model.bin is a pickle, and only safetensors are loaded"),
-    "weights cut short": (_cut, "unet: "),
-    "wrong shape": (_reshape, "unet: "),
+    "weights cut short": (_cut, "diffusion_pytorch_model.safetensors is broken: "),
+    "wrong shape in the unet": (
+        _reconfigure("unet/config.json", in_channels=9),
+        "conv_in.weight expected shape torch.Size([32, 9, 3, 3]), but got torch.Size([32, 4, 3, 3])",
+    ),
+    "wrong shape in the text encoder": (
+        _reconfigure("text_encoder/config.json", intermediate_size=32),
+        "encoder.layers.0.mlp.fc1.bias has the shape (128,), and config.json asks for (32,)",
+    ),
     "weights of the unet missing": (_forget("unet", "diffusion_pytorch_model.safetensors"), "unet lacks 1 of its"),
     "weights of the text encoder missing": (
         _forget("text_encoder", "model.safetensors"),

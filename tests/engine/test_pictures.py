@@ -161,12 +161,17 @@ def test_requests_share_forwards(
 
 
 def test_sizes_do_not_share_forwards_and_both_end(
-    engine: Engine, model: Any, request_for: Callable[..., Request], develop: Callable[..., list[Handle]]
+    engine: Engine,
+    model: Any,
+    request_for: Callable[..., Request],
+    develop: Callable[..., list[Handle]],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     small, large = develop(engine, request_for(), request_for(width=96, height=72))
     assert small.result(0).image.shape == (64, 64, 3)
     assert large.result(0).image.shape == (72, 96, 3)
     assert model.rows == [2] * 8
+    assert not caplog.records  # no forward was tried in vain
 
 
 def test_a_parked_request_ends_in_the_same_picture(

@@ -97,6 +97,7 @@ class ModelRunner:
             elif _is_out_of_memory(error):
                 outcome.is_out_of_memory = True
             else:
+                logger.warning("a step of %d requests failed; they are stepped one by one", len(developments))
                 for development in developments:
                     self._denoise(model, [development], outcome)
             return

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from darkroom_engine.errors import ModelLoadError
 from darkroom_engine.quiet import quiet
@@ -39,7 +40,7 @@ class ModelFolder:
         """Refuse a component that is missing, comes from a foreign library, or has none of `files`."""
         if component not in self.components:
             raise ModelLoadError(self.name, f"{self.path / INDEX} names no {component}")
-        library = self._index[component][0]
+        library = self._library_of(component)
         if library not in LIBRARIES:
             raise ModelLoadError(
                 self.name, f"{self.path / INDEX} takes {component} from {library!r}, and only {LIBRARIES} are allowed"
@@ -47,31 +48,50 @@ class ModelFolder:
         if not any((self.path / component / file).is_file() for file in files):
             raise ModelLoadError(self.name, f"{self.path / component} has no {' or '.join(files)}")
 
-    def load(self, component: str, dtype: torch.dtype) -> Any:
+    def load(self, component: str) -> Any:
+        """Load a component that is described by files alone: a tokenizer, a scheduler."""
+        path = self.path / component
+        with self._reading(path):
+            return self._class_of(component).from_pretrained(path, local_files_only=True)
+
+    def load_weights(self, component: str, dtype: torch.dtype) -> Any:
         """Load a component that has weights, every one of them from the folder."""
         path = self.path / component
         self._check_weights(path)
+        # transformers reports wrong shapes only when told to go on; diffusers names them in its error.
+        options = {"ignore_mismatched_sizes": True} if self._library_of(component) == "transformers" else {}
+        with self._reading(path):
+            model, loading = self._class_of(component).from_pretrained(
+                path, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+            )
+        if mismatched := sorted(loading["mismatched_keys"]):
+            key, stored, expected = mismatched[0]
+            problem = f"{key} has the shape {tuple(stored)}, and config.json asks for {tuple(expected)}"
+            raise ModelLoadError(self.name, f"{path}: {problem}")
+        if missing := sorted(loading["missing_keys"]):
+            raise ModelLoadError(self.name, f"{path} lacks {len(missing)} of its weights, among them {missing[0]}")
+        return model
+
+    def _library_of(self, component: str) -> str:
+        return str(self._index[component][0])
+
+    def _class_of(self, component: str) -> Any:
         library, class_name = self._index[component]
         component_class = getattr(import_module(library), class_name, None)
         if component_class is None:
             raise ModelLoadError(self.name, f"{self.path / INDEX} names {class_name}, which {library} does not have")
-        with self.reading(path):
-            model, loading = component_class.from_pretrained(
-                path, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-            )
-        if loading["missing_keys"]:
-            missing = sorted(loading["missing_keys"])
-            raise ModelLoadError(self.name, f"{path} lacks {len(missing)} of its weights, among them {missing[0]}")
-        return model
+        return component_class
 
     @contextmanager
-    def reading(self, path: Path) -> Iterator[None]:
+    def _reading(self, path: Path) -> Iterator[None]:
         """Turn whatever diffusers and transformers raise over a broken file, which is anything, into one sentence."""
         try:
             with quiet():
                 yield
+        except ModelLoadError:
+            raise
         except Exception as error:
-            raise ModelLoadError(self.name, f"{path}: {_first_line(error)}") from error
+            raise ModelLoadError(self.name, f"{path}: {first_sentence(error)}") from error
 
     def _read_index(self) -> Mapping[str, Any]:
         path = self.path / INDEX
@@ -87,7 +107,14 @@ class ModelFolder:
 
     def _check_weights(self, path: Path) -> None:
         files = sorted(path.iterdir())
-        if any(file.suffix == ".safetensors" for file in files):
+        weights = [file for file in files if file.suffix == ".safetensors"]
+        for file in weights:
+            try:
+                with safe_open(file, framework="pt"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise ModelLoadError(self.name, f"{file} is broken: {first_sentence(error)}") from error
+        if weights:
             return
         pickles = [file for file in files if file.suffix in PICKLE_SUFFIXES]
         if pickles:
@@ -95,6 +122,7 @@ class ModelFolder:
         raise ModelLoadError(self.name, f"{path} has no .safetensors file")
 
 
-def _first_line(error: Exception) -> str:
+def first_sentence(error: Exception) -> str:
+    """The part of a library's message that says what is wrong; advice follows it."""
     lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+    return lines[0].partition(". ")[0].strip() if lines else type(error).__name__

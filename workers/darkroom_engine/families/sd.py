@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Generator, Tensor
 
 from darkroom_engine.errors import ModelLoadError
-from darkroom_engine.families.folder import INDEX, ModelFolder
+from darkroom_engine.families.folder import INDEX, ModelFolder, first_sentence
 from darkroom_engine.quiet import quiet
 from darkroom_engine.request import Request
 
@@ -38,12 +38,10 @@ def load_folder(name: str, path: Path, dtype: torch.dtype) -> StableDiffusionPip
         raise ModelLoadError(name, f"{path / INDEX} has parts that family 'sd' does not know: {', '.join(foreign)}")
     for component, files in COMPONENTS.items():
         folder.check(component, files)
-    parts = {component: folder.load(component, dtype) for component in WEIGHTED}
-    with folder.reading(path):
-        pipeline: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
-            path, **parts, **LEFT_OUT, requires_safety_checker=False, local_files_only=True
-        )
-    return pipeline
+    parts = {component: folder.load_weights(component, dtype) for component in WEIGHTED}
+    parts |= {component: folder.load(component) for component in COMPONENTS if component not in WEIGHTED}
+    with quiet():
+        return StableDiffusionPipeline(**parts, **LEFT_OUT, requires_safety_checker=False)
 
 
 def download(name: str, repository: str, revision: str | None) -> Path:
@@ -54,8 +52,8 @@ def download(name: str, repository: str, revision: str | None) -> Path:
                 StableDiffusionPipeline.download(repository, revision=revision, use_safetensors=True, **LEFT_OUT)
             )
     except Exception as error:  # the hub's client raises network, cache and repository errors of many roots
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelLoadError(name, f"{repository} could not be had from the hub: {first_line}") from error
+        problem = first_sentence(error)
+        raise ModelLoadError(name, f"{repository} could not be had from the hub: {problem}") from error
 
 
 class StableDiffusion:

@@ -1,6 +1,7 @@
 """`darkroom` as people run it: a process of its own, with a home of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
 
     def until(self, words: str) -> str:
@@ -44,6 +46,10 @@ class Command:
         assert self.process.stdout
         self.said += self.process.stdout.read()
         return self.process.wait(END_SECONDS)
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C: a terminal sends the signal to the whole group."""
+        os.killpg(self.process.pid, signal.SIGINT)
 
     def family(self) -> list[psutil.Process]:
         """Every process that lives in its home."""

@@ -94,23 +94,22 @@ def test_settings_and_database_are_the_same_place(settings: Settings, database: 
     assert settings.database == database.url
 
 
+@pytest.mark.timeout(20)
 def test_leashed_process_dies_with_its_holder_killed():
     holder = subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True)
     assert holder.stdout
     with holder, holder.stdout:
-        pid = int(holder.stdout.readline())
-        os.kill(pid, 0)
+        assert holder.stdout.readline() == "started\n"
         holder.send_signal(signal.SIGKILL)
-        # The grandchild holds the other end of the pipe: end of file means that it is gone.
+        # The leashed process holds the other end of the pipe: end of file means that it is gone.
         assert holder.stdout.read() == ""
 
 
 HOLDER = """
-import os, subprocess, sys
+import os, subprocess
 from darkroom.stack.leash import held_by, leashed
-sleeper = subprocess.Popen(leashed(["sleep", "60"]), env={**os.environ, **held_by(os.getpid())})
-print(sleeper.pid, flush=True)
-sleeper.wait()
+command = leashed(["sh", "-c", "echo started; exec sleep 600"])
+subprocess.run(command, env={**os.environ, **held_by(os.getpid())})
 """
 
 

@@ -31,7 +31,7 @@ def test_up_serves_and_ctrl_c_stops_it_in_order(up, darkroom, home):
     assert "can be read and written" in doctor.said
 
     family = stack.family()
-    stack.process.send_signal(signal.SIGINT)
+    stack.interrupt()
     assert stack.ended() == 0, stack.said
     assert re.findall(r"stopped: (\w+)", (home / "logs/supervisord.log").read_text()) == [
         "web",
@@ -64,23 +64,24 @@ def test_killed_up_leaves_no_process_and_the_next_one_cleans_up(up, home):
     assert stack.family() == []
 
 
-def test_second_signal_ends_a_stop_that_takes_too_long(up):
+def test_second_signal_ends_a_stop_that_takes_too_long(up, home):
     stack = up()
     stack.until(READY)
     family = stack.family()
     stack.part("darkroom_worker").suspend()
-    stack.process.send_signal(signal.SIGINT)
+    stack.interrupt()
     stack.until("stopping")
-    stack.process.send_signal(signal.SIGINT)
+    stack.interrupt()
     stack.ended()
     assert psutil.wait_procs(family, timeout=GONE_SECONDS)[1] == []
+    assert "stopped: worker" not in (home / "logs/supervisord.log").read_text()
 
 
 def test_ctrl_c_before_everything_is_ready_stops_what_has_started(up, home):
     stack = up()
     stack.until("s3 ")
     family = stack.family()
-    stack.process.send_signal(signal.SIGINT)
+    stack.interrupt()
     assert stack.ended() == 0, stack.said
     assert psutil.wait_procs(family, timeout=GONE_SECONDS)[1] == []
     assert [path.name for path in (home / "run").iterdir()] == ["lock"]

@@ -80,6 +80,7 @@ class Stack:
         began_at = time.monotonic()
         supervisor = self._start_supervisor(chosen)
         self._start_servers(chosen, supervisor)
+        self._report("starting the web face and the worker, which loads torch and the model")
         supervisor.start_part("worker")
         supervisor.start_part("web")
         self._await(supervisor, "web", self._web_answers, seconds=WEB_SECONDS)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
+from transformers import CLIPTextModel
 
 from darkroom_engine import Engine, Request
 from darkroom_train.card import model_card
@@ -76,6 +77,19 @@ def test_weights_are_in_half_precision_and_no_file_is_large(model_folder: Path) 
         assert path.stat().st_size <= MAX_FILE_BYTES
         with safe_open(path, framework="pt") as weights:
             assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"F16"}  # noqa: SIM118
+
+
+def test_text_encoder_is_the_trained_one_under_the_names_that_every_version_reads(
+    workshop: Workshop, model_folder: Path
+) -> None:
+    path = model_folder / "text_encoder"
+    with safe_open(path / "model.safetensors", framework="pt") as weights:
+        assert all(name.startswith("text_model.") for name in weights.keys())  # noqa: SIM118
+    loaded, loading = CLIPTextModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    assert not loading["missing_keys"]
+    tokens = torch.tensor([[1, 2, 3]])
+    # 1e-2: the exported weights are in half precision.
+    assert torch.allclose(loaded(tokens)[0], workshop.load_text_encoder()(tokens)[0], atol=1e-2)
 
 
 def test_manifest_finds_a_changed_file(model_folder: Path) -> None:

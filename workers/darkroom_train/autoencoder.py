@@ -131,7 +131,7 @@ class AutoencoderTraining:
         self._held_out = held_out
         self._device = device
         self._optimization = Optimization(self.autoencoder, recipe, device)
-        self._loss = torch.compile(reconstruction_loss) if recipe.compile else reconstruction_loss
+        self._loss = torch.compile(reconstruction_loss, dynamic=False) if recipe.compile else reconstruction_loss
 
     def step(self, number: int, *, progress: float, learning_rate: float) -> Mapping[str, Tensor]:
         """Train on crops, in the last part on whole pictures."""

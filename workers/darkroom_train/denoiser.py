@@ -129,7 +129,7 @@ class DenoiserTraining:
         self._sampling = sampling
         self._optimization = Optimization(self.unet, recipe, device, ema_decay=recipe.ema_decay)
         schedule = NoiseSchedule.of(build_noise_scheduler(recipe.prediction)).to(device)
-        forward = torch.compile(self.unet) if recipe.compile else self.unet
+        forward = torch.compile(self.unet, dynamic=False) if recipe.compile else self.unet
         self._denoising = Denoising(forward, schedule, PARAMETERIZATIONS[recipe.prediction])
         self._eager = Denoising(self.unet, schedule, PARAMETERIZATIONS[recipe.prediction])
 

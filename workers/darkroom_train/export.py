@@ -12,15 +12,17 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from darkroom_engine.quiet import quiet
 from darkroom_train.errors import ExportError
-from darkroom_train.files import write_json
+from darkroom_train.files import write_json, write_safely
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
 MAX_FILE_BYTES = 16 * 2**20
 SHARD_SIZE = "15MB"
+PREFIX = "text_model."
 
 
 def export_model(pipeline: StableDiffusionPipeline, folder: Path) -> None:
@@ -34,6 +36,7 @@ def export_model(pipeline: StableDiffusionPipeline, folder: Path) -> None:
         pipeline.to(torch.float16)
         pipeline.save_pretrained(beside, safe_serialization=True, max_shard_size=SHARD_SIZE)
     _tidy(beside)
+    _name_as_ever(beside / "text_encoder" / "model.safetensors")
     too_large = [path.name for path in beside.rglob("*") if path.is_file() and path.stat().st_size > MAX_FILE_BYTES]
     if too_large:
         raise ExportError(f"{', '.join(too_large)} would have more than {MAX_FILE_BYTES} bytes")
@@ -80,6 +83,13 @@ def _tidy(folder: Path) -> None:
         folder / "tokenizer" / "tokenizer_config.json",
         lambda config: _without(config, "is_local", "local_files_only"),
     )
+
+
+def _name_as_ever(path: Path) -> None:
+    """Name the text encoder's weights as every version of transformers reads them: new ones leave the prefix out."""
+    weights = load_file(path)
+    named = {name if name.startswith(PREFIX) else PREFIX + name: tensor for name, tensor in weights.items()}
+    write_safely(path, lambda beside: save_file(named, beside, metadata={"format": "pt"}))
 
 
 def _without(config: dict[str, Any], *keys: str) -> dict[str, Any]:

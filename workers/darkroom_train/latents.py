@@ -17,7 +17,7 @@ from darkroom_train.files import write_safely
 from darkroom_train.store import PictureStore
 from darkroom_train.tokenizer import token_ids
 
-BATCH_SIZE = 64
+BATCH_SIZE = {"cpu": 64, "cuda": 512}
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def encode_store(
     """Encode every picture and every caption. Pictures with fewer captions than others repeat theirs."""
     encoded = [
         encode(autoencoder, torch.from_numpy(pictures).to(device)).to(torch.float16)
-        for pictures in store.batches(len(store), BATCH_SIZE, threads=threads)
+        for pictures in store.batches(len(store), BATCH_SIZE.get(device.type, 64), threads=threads)
     ]
     return LatentStore(torch.cat(encoded), caption_tokens(tokenizer, store.captions).to(device))
 

@@ -122,7 +122,7 @@ class TextEncoderTraining:
         self._held_out = held_out
         self._device = device
         self._optimization = Optimization(self.towers, recipe, device)
-        self._forward = torch.compile(self.towers) if recipe.compile else self.towers
+        self._forward = torch.compile(self.towers, dynamic=False) if recipe.compile else self.towers
 
     @property
     def text_encoder(self) -> CLIPTextModel:

@@ -141,7 +141,7 @@ class Workshop:
         """Train the denoiser, and leave its averaged weights."""
         trainee = self.denoiser_training()
         is_done = self._train(trainee, self.recipe.denoiser, "denoiser")
-        trainee.averaged_unet().save_pretrained(self.folder / "denoiser" / "model")
+        self._leave_denoiser(trainee.averaged_unet())
         return is_done
 
     def recognizer(self) -> bool:
@@ -201,8 +201,17 @@ class Workshop:
         """Give every caption that was trained on."""
         return {caption for several in self._store("train").captions for caption in several}
 
+    def _leave_denoiser(self, unet: UNet2DConditionModel) -> None:
+        """Put a UNet where evaluation and export find it; they may run while training goes on."""
+        folder = self.folder / "denoiser" / "model"
+        beside = folder.with_name(".model.new")
+        unet.save_pretrained(beside)
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.replace(folder)
+
     def _draw_samples(self, unet: UNet2DConditionModel, number: int) -> None:
-        """Leave a sheet of held-out captions, always with the same noise, so that sheets can be compared."""
+        """Leave the UNet, and a sheet of held-out captions, always with the same noise, so that sheets compare."""
+        self._leave_denoiser(unet)
         captions = [several[0] for several in self._store("held-out").captions[:NUM_SAMPLES]]
         evaluation, side = self.recipe.evaluate, self.recipe.data.size
         orders = [

@@ -25,10 +25,11 @@ def test_up_serves_and_ctrl_c_stops_it_in_order(up, darkroom, home):
     assert second.ended() == 1
     assert f"(pid {stack.process.pid})" in second.said
 
-    doctor = darkroom("doctor", PORT=stack.url.rpartition(":")[2])
+    doctor = darkroom("doctor")
     assert doctor.ended() == 0, doctor.said
     assert f"runs (pid {stack.process.pid})" in doctor.said
     assert "can be read and written" in doctor.said
+    assert f"{stack.url.removeprefix('http://')} is in use by a web server that answers" in doctor.said
 
     family = stack.family()
     stack.interrupt()

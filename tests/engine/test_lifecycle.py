@@ -33,9 +33,11 @@ def test_the_thread_develops_what_many_threads_submit(engine: Engine, request_fo
 
 
 def test_starting_and_stopping_twice_is_starting_and_stopping_once(engine: Engine) -> None:
+    threads_before = threading.active_count()
     engine.start()
     engine.start()
     assert engine.is_alive
+    assert threading.active_count() == threads_before + 1
     engine.stop()
     engine.stop()
     assert not engine.is_alive

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from darkroom_train.group import Group
 from darkroom_train.recipe import read_recipe
 from darkroom_train.workshop import Conditions, Workshop
 
@@ -31,7 +32,7 @@ def make_workshop(recipe_path: Path) -> Callable[[Path], Workshop]:
     """Opens workshops of the small recipe."""
 
     def make(folder: Path) -> Workshop:
-        return Workshop(read_recipe(recipe_path), recipe_path, folder, Conditions(torch.device("cpu")))
+        return Workshop(read_recipe(recipe_path), recipe_path, folder, Conditions(Group()))
 
     return make
 

@@ -12,6 +12,7 @@ from darkroom_train.autoencoder import (
     peak_signal_to_noise,
 )
 from darkroom_train.drawing import draw
+from darkroom_train.group import Group
 from darkroom_train.recipe import AutoencoderRecipe
 from darkroom_train.scenes import DOMAINS, sample_scene
 
@@ -33,7 +34,7 @@ def test_it_begins_as_shrinking_and_enlarging(pictures: torch.Tensor) -> None:
 
 
 def test_it_learns(pictures: torch.Tensor) -> None:
-    training = AutoencoderTraining(RECIPE, seed=1, pictures=pictures, held_out=pictures, device=torch.device("cpu"))
+    training = AutoencoderTraining(RECIPE, seed=1, pictures=pictures, held_out=pictures, group=Group())
     before = training.report(0)["psnr"]
     for number in range(RECIPE.steps):
         training.step(number, progress=0.0, learning_rate=1.5e-3)

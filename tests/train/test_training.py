@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from darkroom_train.errors import CheckpointError, Diverged
 from darkroom_train.files import write_safely
+from darkroom_train.group import Group
 from darkroom_train.recipe import Training
 from darkroom_train.training import (
     CHECKPOINT,
     LOG,
     Optimization,
-    generator_for,
     is_finished,
     learning_rate,
     load_checkpoint,
@@ -26,7 +26,7 @@ from darkroom_train.training import (
 )
 from darkroom_train.workshop import Workshop
 
-CPU = torch.device("cpu")
+ALONE = Group()
 
 
 class Line:
@@ -39,11 +39,11 @@ class Line:
             self.module.bias.zero_()
         self._stop_at = stop_at
         self._fail_at = fail_at
-        self._optimization = Optimization(self.module, schedule, CPU, ema_decay=0.9)
+        self._optimization = Optimization(self.module, schedule, ALONE, ema_decay=0.9)
         self.reports: list[int] = []
 
     def step(self, number: int, *, progress: float, learning_rate: float) -> Mapping[str, Tensor]:
-        inputs = torch.randn((4, 3), generator=generator_for(1, number, CPU))
+        inputs = torch.randn((4, 3), generator=ALONE.generator(1, number))
         loss = (self.module(inputs) - inputs[:, :2]).square().mean()
         self._optimization.apply(loss, number, learning_rate=learning_rate)
         if number + 1 == self._stop_at:
@@ -69,7 +69,7 @@ def schedule(**changes: Any) -> Training:
 
 
 def run(line: Line, folder: Path, plan: Training, *, minutes: float | None = None) -> bool:
-    return train(line, plan, folder, minutes=minutes, checkpoint_minutes=60, show=lambda *_: None)
+    return train(line, plan, folder, group=ALONE, minutes=minutes, checkpoint_minutes=60, show=lambda *_: None)
 
 
 def steps_logged(folder: Path) -> list[int]:

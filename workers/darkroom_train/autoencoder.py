@@ -13,8 +13,9 @@ from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
+from darkroom_train.group import Group
 from darkroom_train.recipe import AutoencoderRecipe
-from darkroom_train.training import Optimization, generator_for
+from darkroom_train.training import Optimization
 
 LATENT_CHANNELS = 4
 FACTOR = 8
@@ -122,20 +123,21 @@ class AutoencoderTraining:
     """The stage as the loop sees it. `pictures` (N, 3, H, W) and `held_out` are uint8, on the device."""
 
     def __init__(
-        self, recipe: AutoencoderRecipe, *, seed: int, pictures: Tensor, held_out: Tensor, device: torch.device
+        self, recipe: AutoencoderRecipe, *, seed: int, pictures: Tensor, held_out: Tensor, group: Group
     ) -> None:
-        self.autoencoder = build_autoencoder(recipe, seed).to(device)
+        self.autoencoder = build_autoencoder(recipe, seed).to(group.device)
         self._recipe = recipe
         self._seed = seed
         self._pictures = pictures
         self._held_out = held_out
-        self._device = device
-        self._optimization = Optimization(self.autoencoder, recipe, device)
+        self._group = group
+        self._device = group.device
+        self._optimization = Optimization(self.autoencoder, recipe, group)
         self._loss = torch.compile(reconstruction_loss, dynamic=False) if recipe.compile else reconstruction_loss
 
     def step(self, number: int, *, progress: float, learning_rate: float) -> Mapping[str, Tensor]:
         """Train on crops, in the last part on whole pictures."""
-        generator = generator_for(self._seed, number, self._device)
+        generator = self._group.generator(self._seed, number)
         is_whole = progress >= 1 - self._recipe.whole_part
         pictures = to_signed(self._whole(generator) if is_whole else self._crops(generator))
         height, width = pictures.shape[-2] // FACTOR, pictures.shape[-1] // FACTOR
@@ -166,11 +168,11 @@ class AutoencoderTraining:
         self._optimization.load_state_dict(state)
 
     def _whole(self, generator: torch.Generator) -> Tensor:
-        return self._pictures[self._indices(self._recipe.whole_batch_size, generator)]
+        return self._pictures[self._indices(self._group.share(self._recipe.whole_batch_size), generator)]
 
     def _crops(self, generator: torch.Generator) -> Tensor:
         """Cut a square at a random place out of each picture."""
-        indices = self._indices(self._recipe.batch_size, generator)
+        indices = self._indices(self._group.share(self._recipe.batch_size), generator)
         crop, size = self._recipe.crop, self._pictures.shape[-1]
         corners = torch.randint(size - crop + 1, (2, len(indices), 1), generator=generator, device=self._device)
         rows, columns = corners + torch.arange(crop, device=self._device)  # each (B, crop)

@@ -125,9 +125,10 @@ def everything(**words: Any) -> None:
     stages = ["data", "tokenizer", "autoencoder", "text-encoder", "denoiser"]
     is_drawn = workshop.recipe.data.source == "drawn"
     for stage in [*stages, *(["recognizer"] if is_drawn else [])]:
-        if not _stage_of(workshop, stage)():
-            click.echo(f"{stage} is not finished: run the same command again to go on")
+        if not _finishes(workshop, stage):
             return
+    if not workshop.is_first:
+        return
     if is_drawn:
         _evaluate(workshop, steps=None)
     _export(workshop)
@@ -169,6 +170,7 @@ def _workshop(words: Mapping[str, Any]) -> "Workshop":
 
     from darkroom_engine.device import open_device
     from darkroom_engine.quiet import quiet
+    from darkroom_train.group import join_group
     from darkroom_train.progress import Bar
     from darkroom_train.recipe import find_recipe, read_recipe
 
@@ -183,16 +185,21 @@ def _workshop(words: Mapping[str, Any]) -> "Workshop":
         torch.set_float32_matmul_precision("high")
     if words["threads"]:
         torch.set_num_threads(words["threads"])
+    group = click.get_current_context().with_resource(join_group(device))
     conditions = Conditions(
-        device=device,
+        group=group,
         processes=words["processes"],
         minutes=words["minutes"],
         checkpoint_minutes=words["checkpoint_minutes"],
         skip_bad=words["skip_bad"],
         show=Bar(),
-        say=click.echo,
+        say=click.echo if group.is_first else _keep_silent,
     )
     return Workshop(recipe, path, words["output"], conditions)
+
+
+def _keep_silent(sentence: str) -> None:
+    """Let the first process speak."""
 
 
 def _device(name: str) -> str:
@@ -204,19 +211,17 @@ def _device(name: str) -> str:
 
 
 def _run(words: Mapping[str, Any], stage: str) -> None:
-    workshop = _workshop(words)
-    if not _stage_of(workshop, stage)():
-        click.echo(f"{stage} is not finished: run the same command again to go on")
+    _finishes(_workshop(words), stage)
 
 
-def _stage_of(workshop: "Workshop", stage: str) -> Callable[[], bool]:
+def _finishes(workshop: "Workshop", stage: str) -> bool:
+    """Run a stage, and say when there is more to do."""
     run: Callable[[], bool] = getattr(workshop, stage.replace("-", "_"))
-
-    def announced() -> bool:
-        click.echo(f"{stage}:")
-        return run()
-
-    return announced
+    workshop.say(f"{stage}:")
+    is_finished = run()
+    if not is_finished:
+        workshop.say(f"{stage} is not finished: run the same command again to go on")
+    return is_finished
 
 
 def _evaluate(workshop: "Workshop", *, steps: int | None) -> None:

@@ -12,9 +12,10 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from darkroom_engine.noising import PARAMETERIZATIONS, NoiseSchedule, Parameterization
+from darkroom_train.group import Group
 from darkroom_train.latents import LatentStore
 from darkroom_train.recipe import DenoiserRecipe
-from darkroom_train.training import Optimization, generator_for
+from darkroom_train.training import Optimization
 
 # Where the held-out error is measured.
 REPORTED_TIMESTEPS = (50, 200, 400, 600, 800)
@@ -110,7 +111,7 @@ class DenoiserTraining:
         empty: Tensor,
         latents: LatentStore,
         held_out: LatentStore,
-        device: torch.device,
+        group: Group,
         sampling: Sampling | None = None,
     ) -> None:
         self.unet = build_denoiser(
@@ -118,17 +119,18 @@ class DenoiserTraining:
             latent_size=latents.latents.shape[-1],
             text_width=text_encoder.config.hidden_size,
             seed=seed,
-        ).to(device)
+        ).to(group.device)
         self._recipe = recipe
         self._seed = seed
-        self._text_encoder = text_encoder.to(device).eval().requires_grad_(False)
-        self._empty = empty.to(device)
+        self._text_encoder = text_encoder.to(group.device).eval().requires_grad_(False)
+        self._empty = empty.to(group.device)
         self._latents = latents
         self._held_out = held_out
-        self._device = device
+        self._group = group
+        self._device = group.device
         self._sampling = sampling
-        self._optimization = Optimization(self.unet, recipe, device, ema_decay=recipe.ema_decay)
-        schedule = NoiseSchedule.of(build_noise_scheduler(recipe.prediction)).to(device)
+        self._optimization = Optimization(self.unet, recipe, group, ema_decay=recipe.ema_decay)
+        schedule = NoiseSchedule.of(build_noise_scheduler(recipe.prediction)).to(group.device)
         forward = torch.compile(self.unet, dynamic=False) if recipe.compile else self.unet
         self._denoising = Denoising(forward, schedule, PARAMETERIZATIONS[recipe.prediction])
         self._eager = Denoising(self.unet, schedule, PARAMETERIZATIONS[recipe.prediction])
@@ -136,8 +138,8 @@ class DenoiserTraining:
     def step(self, number: int, *, progress: float, learning_rate: float) -> Mapping[str, Tensor]:
         """Train on a batch of latents, each at a timestep and with noise of its own."""
         recipe = self._recipe
-        generator = generator_for(self._seed, number, self._device)
-        latents, tokens = self._latents.sample(recipe.batch_size, generator)
+        generator = self._group.generator(self._seed, number)
+        latents, tokens = self._latents.sample(self._group.share(recipe.batch_size), generator)
         tokens = drop_captions(tokens, self._empty, recipe.caption_dropout, generator)
         noise = torch.randn(latents.shape, generator=generator, device=self._device)
         timesteps = sample_timesteps(
@@ -155,7 +157,7 @@ class DenoiserTraining:
     @torch.no_grad()
     def report(self, number: int) -> Mapping[str, float]:
         """Measure the averaged weights on held-out latents at a few timesteps, and draw samples."""
-        generator = generator_for(self._seed, 0, self._device)
+        generator = self._group.generator(self._seed, 0)
         latents = self._held_out.latents[:128].float()
         prompt_embeds = self._embed(self._held_out.tokens[:128, 0].long())
         values = {}

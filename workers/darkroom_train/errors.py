@@ -68,3 +68,10 @@ class Diverged(TrainError):
     def __init__(self, step: int) -> None:
         super().__init__(f"the loss is not finite at step {step}: lower learning_rate, or begin with other seeds")
         self.step = step
+
+
+class GroupError(TrainError):
+    """A batch cannot be divided among the processes."""
+
+    def __init__(self, batch_size: int, size: int) -> None:
+        super().__init__(f"a batch of {batch_size} cannot be divided among {size} processes")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
 from darkroom_train.data import RECOGNIZER_SIDE as SIDE
+from darkroom_train.group import Group
 from darkroom_train.recipe import RecognizerRecipe
 from darkroom_train.scenes import (
     BACKGROUNDS,
@@ -26,7 +27,7 @@ from darkroom_train.scenes import (
     TIMES,
     Scene,
 )
-from darkroom_train.training import Optimization, generator_for
+from darkroom_train.training import Optimization
 
 NONE = "none"
 
@@ -164,24 +165,25 @@ class RecognizerTraining:
         pictures: Tensor,
         labels: Tensor,
         held_out: tuple[Tensor, Tensor],
-        device: torch.device,
+        group: Group,
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.recognizer = Recognizer(recipe.width).to(device)
+            self.recognizer = Recognizer(recipe.width).to(group.device)
         self._recipe = recipe
         self._seed = seed
         self._pictures = pictures
         self._labels = labels
         self._held_out = held_out
-        self._device = device
-        self._optimization = Optimization(self.recognizer, recipe, device)
+        self._group = group
+        self._device = group.device
+        self._optimization = Optimization(self.recognizer, recipe, group)
 
     def step(self, number: int, *, progress: float, learning_rate: float) -> Mapping[str, Tensor]:
         """Train on a batch, blurred and shifted in tone a little, as pictures from an autoencoder are."""
-        generator = generator_for(self._seed, number, self._device)
+        generator = self._group.generator(self._seed, number)
         indices = torch.randint(
-            len(self._pictures), (self._recipe.batch_size,), generator=generator, device=self._device
+            len(self._pictures), (self._group.share(self._recipe.batch_size),), generator=generator, device=self._device
         )
         pictures = _disturbed(look(self._pictures[indices]), generator)
         self.recognizer.train()

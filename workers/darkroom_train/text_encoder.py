@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from darkroom_train.group import Group
 from darkroom_train.latents import LatentStore
 from darkroom_train.recipe import TextEncoderRecipe
-from darkroom_train.training import Optimization, generator_for
+from darkroom_train.training import Optimization
 
 EMBEDDING_SIZE = 256
 # CLIP's own start, and its bound (Radford et al. 2021, section 2.5).
@@ -110,18 +111,20 @@ class TextEncoderTraining:
         tokenizer: CLIPTokenizer,
         latents: LatentStore,
         held_out: LatentStore,
-        device: torch.device,
+        group: Group,
     ) -> None:
         text_encoder = build_text_encoder(recipe, tokenizer, seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.towers = ContrastiveTowers(text_encoder, recipe.image_width, latents.latents.shape[-1]).to(device)
+            self.towers = ContrastiveTowers(text_encoder, recipe.image_width, latents.latents.shape[-1]).to(
+                group.device
+            )
         self._recipe = recipe
         self._seed = seed
         self._latents = latents
         self._held_out = held_out
-        self._device = device
-        self._optimization = Optimization(self.towers, recipe, device)
+        self._group = group
+        self._optimization = Optimization(self.towers, recipe, group)
         self._forward = torch.compile(self.towers, dynamic=False) if recipe.compile else self.towers
 
     @property
@@ -131,8 +134,8 @@ class TextEncoderTraining:
 
     def step(self, number: int, *, progress: float, learning_rate: float) -> Mapping[str, Tensor]:
         """Train on a batch of pictures, each with one of its captions."""
-        generator = generator_for(self._seed, number, self._device)
-        latents, tokens = self._latents.sample(self._recipe.batch_size, generator)
+        generator = self._group.generator(self._seed, number)
+        latents, tokens = self._latents.sample(self._group.share(self._recipe.batch_size), generator)
         with self._optimization.autocast():
             likeness = self._forward(latents, tokens)
         loss = contrastive_loss(likeness.float(), tokens)

@@ -20,6 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from darkroom_train.errors import CheckpointError, Diverged
 from darkroom_train.files import write_safely
+from darkroom_train.group import Group
 from darkroom_train.recipe import Training, as_stored, differences
 
 CHECKPOINT = "checkpoint.pt"
@@ -74,19 +75,14 @@ def learning_rate(schedule: Training, number: int, progress: float) -> float:
     return schedule.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def generator_for(seed: int, number: int, device: torch.device) -> torch.Generator:
-    """Give the generator of one step. Each step has its own, so there is none to save."""
-    return torch.Generator(device).manual_seed(seed * 1_000_000_007 + number)
-
-
 class Optimization:
     """AdamW over a module, gradients clipped, with the autocast and the average of weights that the recipe asks for."""
 
-    def __init__(self, module: nn.Module, schedule: Training, device: torch.device, *, ema_decay: float = 0.0) -> None:
+    def __init__(self, module: nn.Module, schedule: Training, group: Group, *, ema_decay: float = 0.0) -> None:
         self._parameters: list[Tensor] = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._ema_decay = ema_decay
         self.averages = [parameter.detach().clone() for parameter in self._parameters] if ema_decay else []
-        self._device = device
+        self._group = group
         self._precision = schedule.precision
         matrices = [parameter for parameter in self._parameters if parameter.ndim > 1]
         vectors = [parameter for parameter in self._parameters if parameter.ndim < 2]
@@ -99,13 +95,14 @@ class Optimization:
 
     def autocast(self) -> torch.autocast:
         """Compute a forward in the recipe's precision."""
-        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._precision == "bfloat16")
+        return torch.autocast(self._group.device.type, dtype=torch.bfloat16, enabled=self._precision == "bfloat16")
 
     def apply(self, loss: Tensor, number: int, *, learning_rate: float) -> None:
         """Go one step down the gradient of a loss."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         loss.backward()
+        self._group.average([parameter.grad for parameter in self._parameters if parameter.grad is not None])
         clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -143,6 +140,7 @@ def train(
     schedule: Training,
     folder: Path,
     *,
+    group: Group,
     minutes: float | None,
     checkpoint_minutes: float,
     show: Show,
@@ -150,31 +148,30 @@ def train(
     """Run a stage from its checkpoint to its end, or until `minutes` are over or the process is told to stop.
 
     Gives whether the end was reached. Leaves a checkpoint and the log in `folder`. Raises CheckpointError or Diverged.
+    Of a group, the first process looks at the clock, measures and writes.
     """
     number, clock = _resume(trainee, schedule, folder)
     clock.until = None if minutes is None else time.monotonic() + 60 * minutes
-    log = _Log(folder / LOG, number)
-    saved_at = reported_at = clock.spent
+    keeper = _Keeper(trainee, schedule, folder, clock, checkpoint_minutes=checkpoint_minutes)
+    if group.is_first:
+        keeper.begin(number)
     with _told_to_stop() as is_told:
-        while (progress := _progress(schedule, number, clock)) < 1:
+        while (progress := group.agree(_progress(schedule, number, clock))) < 1:
             rate = learning_rate(schedule, number, progress)
             losses = trainee.step(number, progress=progress, learning_rate=rate)
             number += 1
-            if number % schedule.log_steps == 0 or number == schedule.steps:
-                values = _read(losses, number)
-                log.write(number, clock.spent, {**values, "learning_rate": rate})
-                show(number, schedule.steps, values)
-            if schedule.report_minutes and clock.spent - reported_at >= 60 * schedule.report_minutes:
-                log.write(number, clock.spent, trainee.report(number))
-                reported_at = clock.spent
-            if clock.spent - saved_at >= 60 * checkpoint_minutes:
-                _save(trainee, schedule, folder, number, clock)
-                saved_at = clock.spent
-            if clock.is_over or is_told():
-                _save(trainee, schedule, folder, number, clock)
+            if group.is_first:
+                if number % schedule.log_steps == 0 or number == schedule.steps:
+                    values = _read(losses, number)
+                    keeper.log(number, {**values, "learning_rate": rate})
+                    show(number, schedule.steps, values)
+                keeper.keep(number)
+            if group.agree(clock.is_over or is_told()):
+                if group.is_first:
+                    keeper.save(number)
                 return False
-    log.write(number, clock.spent, trainee.report(number))
-    _save(trainee, schedule, folder, number, clock, is_finished=True)
+    if group.is_first:
+        keeper.finish(number)
     return True
 
 
@@ -217,33 +214,58 @@ def _resume(trainee: Trainee, schedule: Training, folder: Path) -> tuple[int, Cl
     return checkpoint["step"], Clock(spent_before=checkpoint["spent"])
 
 
-def _save(
-    trainee: Trainee, schedule: Training, folder: Path, number: int, clock: Clock, *, is_finished: bool = False
-) -> None:
-    checkpoint = {
-        "step": number,
-        "spent": clock.spent,
-        "is_finished": is_finished,
-        "recipe": as_stored(schedule),
-        "trainee": trainee.state_dict(),
-    }
-    write_safely(folder / CHECKPOINT, lambda beside: torch.save(checkpoint, beside))
+class _Keeper:
+    """Writes the log and the checkpoints, and asks for reports when it is time.
 
+    The log has a line of JSON for each entry. What an earlier run wrote beyond its last checkpoint is dropped.
+    """
 
-class _Log:
-    """A line of JSON for each entry. What an earlier run wrote beyond its last checkpoint is dropped."""
+    def __init__(
+        self, trainee: Trainee, schedule: Training, folder: Path, clock: Clock, *, checkpoint_minutes: float
+    ) -> None:
+        self._trainee = trainee
+        self._schedule = schedule
+        self._folder = folder
+        self._clock = clock
+        self._checkpoint_seconds = 60 * checkpoint_minutes
+        self._saved_at = self._reported_at = clock.spent
 
-    def __init__(self, path: Path, step: int) -> None:
-        self._path = path
+    def begin(self, step: int) -> None:
+        path = self._folder / LOG
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
         path.write_text("".join(line + "\n" for line in kept))
 
-    def write(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
-        entry = {"step": step, "seconds": round(seconds, 2), **{key: round(value, 7) for key, value in values.items()}}
-        with self._path.open("a") as log:
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        seconds = round(self._clock.spent, 2)
+        entry = {"step": step, "seconds": seconds, **{key: round(value, 7) for key, value in values.items()}}
+        with (self._folder / LOG).open("a") as log:
             log.write(json.dumps(entry) + "\n")
+
+    def keep(self, step: int) -> None:
+        """Report and save when it is time."""
+        every = 60 * self._schedule.report_minutes
+        if every and self._clock.spent - self._reported_at >= every:
+            self.log(step, self._trainee.report(step))
+            self._reported_at = self._clock.spent
+        if self._clock.spent - self._saved_at >= self._checkpoint_seconds:
+            self.save(step)
+            self._saved_at = self._clock.spent
+
+    def finish(self, step: int) -> None:
+        self.log(step, self._trainee.report(step))
+        self.save(step, is_finished=True)
+
+    def save(self, step: int, *, is_finished: bool = False) -> None:
+        checkpoint = {
+            "step": step,
+            "spent": self._clock.spent,
+            "is_finished": is_finished,
+            "recipe": as_stored(self._schedule),
+            "trainee": self._trainee.state_dict(),
+        }
+        write_safely(self._folder / CHECKPOINT, lambda beside: torch.save(checkpoint, beside))
 
 
 def _step_of(line: str) -> float:

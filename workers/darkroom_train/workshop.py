@@ -18,6 +18,7 @@ from darkroom_train.autoencoder import AutoencoderTraining, encode, fold_scale
 from darkroom_train.data import draw_labeled, fill_stores
 from darkroom_train.denoiser import DenoiserTraining, build_noise_scheduler
 from darkroom_train.errors import RecipeError, StageMissing
+from darkroom_train.group import Group
 from darkroom_train.latents import LatentStore, encode_store, load_latents
 from darkroom_train.recipe import Recipe, Training
 from darkroom_train.recognizer import Recognizer, RecognizerTraining, encode_labels, labels_of
@@ -40,9 +41,9 @@ def _silent(step: int, num_steps: int, values: Mapping[str, float], /) -> None:
 
 @dataclass(frozen=True)
 class Conditions:
-    """On what and how long a run works. `minutes` ends a stage early, with a checkpoint to go on from."""
+    """With whom, on what and how long a run works. `minutes` ends a stage early, with a checkpoint to go on from."""
 
-    device: torch.device
+    group: Group
     processes: int = 1
     minutes: float | None = None
     checkpoint_minutes: float = 5.0
@@ -58,34 +59,27 @@ class Workshop:
         self.recipe = recipe
         self.folder = folder
         self._conditions = conditions
-        self.device = conditions.device
-        folder.mkdir(parents=True, exist_ok=True)
+        self.device = conditions.group.device
+        self.is_first = conditions.group.is_first
+        self.say = conditions.say
+        self._group = conditions.group
         self.recipe_path = folder / "recipe.toml"
-        if recipe_path.resolve() != self.recipe_path.resolve():
+        if self._group.is_first and recipe_path.resolve() != self.recipe_path.resolve():
+            folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(recipe_path, self.recipe_path)
 
     def data(self) -> bool:
         """Draw or read the pictures."""
-        show = self._conditions.show
-        skipped = fill_stores(
-            self.recipe,
-            self.folder / "data",
-            processes=self._conditions.processes,
-            skip_bad=self._conditions.skip_bad,
-            report=lambda done, total: show(done, total, {}),
-        )
-        for problem in skipped:
-            self._conditions.say(f"skipped: {problem}")
-        if skipped:
-            self._conditions.say(f"{len(skipped)} pictures were skipped")
+        if self._group.is_first:
+            self._fill_stores()
+        self._group.wait()
         return True
 
     def tokenizer(self) -> bool:
         """Learn the words of the captions."""
-        tokens = self.recipe.tokenizer
-        captions = (caption for several in self._store("train").captions for caption in several)
-        trained = train_tokenizer(captions, vocabulary=tokens.vocabulary, max_length=tokens.max_length)
-        save_tokenizer(trained, self.folder / "tokenizer")
+        if self._group.is_first:
+            self._learn_words()
+        self._group.wait()
         return True
 
     def autoencoder(self) -> bool:
@@ -98,15 +92,17 @@ class Workshop:
             seed=self.recipe.seed,
             pictures=self._pictures(store, num_pictures),
             held_out=self._pictures(held_out, min(128, len(held_out))),
-            device=self.device,
+            group=self._group,
         )
         if not self._train(trainee, recipe, "autoencoder"):
             return False
-        some = self._pictures(store, min(NUM_SCALE_PICTURES, num_pictures))
-        with torch.no_grad():
-            latents = torch.cat([encode(trainee.autoencoder, batch) for batch in some.split(64)])
-        fold_scale(trainee.autoencoder, latents)
-        trainee.autoencoder.save_pretrained(self.folder / "autoencoder" / "model")
+        if self._group.is_first:
+            some = self._pictures(store, min(NUM_SCALE_PICTURES, num_pictures))
+            with torch.no_grad():
+                latents = torch.cat([encode(trainee.autoencoder, batch) for batch in some.split(64)])
+            fold_scale(trainee.autoencoder, latents)
+            trainee.autoencoder.save_pretrained(self.folder / "autoencoder" / "model")
+        self._group.wait()
         return True
 
     def latents(self) -> None:
@@ -116,7 +112,7 @@ class Workshop:
             store = self._store(part)
             if path.exists() and len(load_latents(path, torch.device("cpu"))) == len(store):
                 continue
-            self._conditions.say(f"encoding {len(store)} pictures")
+            self.say(f"encoding {len(store)} pictures")
             autoencoder = self.load_autoencoder().to(self.device)
             threads = self._conditions.processes
             encode_store(store, autoencoder, self.load_tokenizer(), device=self.device, threads=threads).save(path)
@@ -129,19 +125,23 @@ class Workshop:
             tokenizer=self.load_tokenizer(),
             latents=self._latents("train"),
             held_out=self._latents("held-out"),
-            device=self.device,
+            group=self._group,
         )
         if not self._train(trainee, self.recipe.text_encoder, "text-encoder"):
             return False
-        with quiet():
-            trainee.text_encoder.save_pretrained(self.folder / "text-encoder" / "model")
+        if self._group.is_first:
+            with quiet():
+                trainee.text_encoder.save_pretrained(self.folder / "text-encoder" / "model")
+        self._group.wait()
         return True
 
     def denoiser(self) -> bool:
         """Train the denoiser, and leave its averaged weights."""
         trainee = self.denoiser_training()
         is_done = self._train(trainee, self.recipe.denoiser, "denoiser")
-        self._leave_denoiser(trainee.averaged_unet())
+        if self._group.is_first:
+            self._leave_denoiser(trainee.averaged_unet())
+        self._group.wait()
         return is_done
 
     def recognizer(self) -> bool:
@@ -152,7 +152,7 @@ class Workshop:
         pictures, labels = self._labeled(recipe.num_pictures, first=0)
         held_out = self._labeled(512, first=recipe.num_pictures)
         trainee = RecognizerTraining(
-            recipe, seed=self.recipe.seed, pictures=pictures, labels=labels, held_out=held_out, device=self.device
+            recipe, seed=self.recipe.seed, pictures=pictures, labels=labels, held_out=held_out, group=self._group
         )
         return self._train(trainee, recipe, "recognizer")
 
@@ -166,7 +166,7 @@ class Workshop:
             empty=torch.tensor(token_ids(tokenizer, [""])[0]),
             latents=self._latents("train"),
             held_out=self._latents("held-out"),
-            device=self.device,
+            group=self._group,
             sampling=self._draw_samples,
         )
 
@@ -200,6 +200,26 @@ class Workshop:
     def training_captions(self) -> set[str]:
         """Give every caption that was trained on."""
         return {caption for several in self._store("train").captions for caption in several}
+
+    def _fill_stores(self) -> None:
+        show = self._conditions.show
+        skipped = fill_stores(
+            self.recipe,
+            self.folder / "data",
+            processes=self._conditions.processes,
+            skip_bad=self._conditions.skip_bad,
+            report=lambda done, total: show(done, total, {}),
+        )
+        for problem in skipped:
+            self.say(f"skipped: {problem}")
+        if skipped:
+            self.say(f"{len(skipped)} pictures were skipped")
+
+    def _learn_words(self) -> None:
+        tokens = self.recipe.tokenizer
+        captions = (caption for several in self._store("train").captions for caption in several)
+        trained = train_tokenizer(captions, vocabulary=tokens.vocabulary, max_length=tokens.max_length)
+        save_tokenizer(trained, self.folder / "tokenizer")
 
     def _leave_denoiser(self, unet: UNet2DConditionModel) -> None:
         """Put a UNet where evaluation and export find it; they may run while training goes on."""
@@ -245,12 +265,13 @@ class Workshop:
         folder = self.folder / stage
         if is_finished(folder):
             trainee.load_state_dict(load_checkpoint(folder / CHECKPOINT)["trainee"])
-            self._conditions.say(f"{stage} is finished already")
+            self.say(f"{stage} is finished already")
             return True
         return train(
             trainee,
             schedule,
             folder,
+            group=self._group,
             minutes=self._conditions.minutes,
             checkpoint_minutes=self._conditions.checkpoint_minutes,
             show=self._conditions.show,
@@ -263,7 +284,9 @@ class Workshop:
         return torch.from_numpy(store.pictures(0, num_pictures, threads=self._conditions.processes)).to(self.device)
 
     def _latents(self, part: str) -> LatentStore:
-        self.latents()
+        if self._group.is_first:
+            self.latents()
+        self._group.wait()
         return load_latents(self.folder / "latents" / f"{part}.safetensors", self.device)
 
     def _labeled(self, num_pictures: int, *, first: int) -> tuple[torch.Tensor, torch.Tensor]:

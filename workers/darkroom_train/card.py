@@ -1,6 +1,5 @@
 """The model card: what a trained model is, how it was made and how well it does, in the Hugging Face format."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,10 +64,8 @@ def _training(recipe: Recipe, recipe_path: Path, state: Mapping[str, Any]) -> st
 def _scores(evaluation: Path | None) -> str:
     if evaluation is None or not (evaluation / TABLE).exists():
         return "## Scores\n\nNot evaluated.\n"
-    settings = json.loads((evaluation / "settings.json").read_text()) if (evaluation / "settings.json").exists() else {}
-    how = f"{settings.get('num_inference_steps', '')} steps of {settings.get('sampler', '')}, " if settings else ""
     return (
-        f"## Scores\n\nHeld-out prompts, {how}judged by a recognizer trained on drawn pictures only.\n\n"
+        "## Scores\n\nHeld-out prompts, judged by a recognizer trained on drawn pictures only.\n\n"
         + (evaluation / TABLE).read_text()
     )
 

@@ -97,6 +97,13 @@ def denoiser(**words: Any) -> None:
 
 @main.command()
 @_stage
+def distill(**words: Any) -> None:
+    """Teach a copy of the denoiser to draw in few steps without guidance, sampled with "lcm"."""
+    _run(words, "distill")
+
+
+@main.command()
+@_stage
 def recognizer(**words: Any) -> None:
     """Train the judge of the evaluation, on drawn pictures."""
     _run(words, "recognizer")
@@ -105,22 +112,24 @@ def recognizer(**words: Any) -> None:
 @main.command()
 @_stage
 @click.option("--steps", type=click.IntRange(1, 1000), help="Denoising steps.  [default: the recipe's]")
-def evaluate(*, steps: int | None, **words: Any) -> None:
+@click.option("--distilled", is_flag=True, help="Score the distilled model.")
+def evaluate(*, steps: int | None, distilled: bool, **words: Any) -> None:
     """Score held-out prompts, and print the table."""
-    _evaluate(_workshop(words), steps=steps)
+    _evaluate(_workshop(words), stage="distill" if distilled else "denoiser", steps=steps)
 
 
 @main.command()
 @_stage
-def export(**words: Any) -> None:
+@click.option("--distilled", is_flag=True, help="Export the distilled model, to model-distilled.")
+def export(*, distilled: bool, **words: Any) -> None:
     """Write the model as a diffusers folder, with its manifest and its card."""
-    _export(_workshop(words))
+    _export(_workshop(words), stage="distill" if distilled else "denoiser")
 
 
 @main.command("all")
 @_stage
 def everything(**words: Any) -> None:
-    """Run every stage of a recipe."""
+    """Run every stage of a recipe but distill."""
     workshop = _workshop(words)
     stages = ["data", "tokenizer", "autoencoder", "text-encoder", "denoiser"]
     is_drawn = workshop.recipe.data.source == "drawn"
@@ -130,8 +139,8 @@ def everything(**words: Any) -> None:
     if not workshop.is_first:
         return
     if is_drawn:
-        _evaluate(workshop, steps=None)
-    _export(workshop)
+        _evaluate(workshop, stage="denoiser", steps=None)
+    _export(workshop, stage="denoiser")
 
 
 @main.command()
@@ -224,22 +233,27 @@ def _finishes(workshop: "Workshop", stage: str) -> bool:
     return is_finished
 
 
-def _evaluate(workshop: "Workshop", *, steps: int | None) -> None:
+def _evaluate(workshop: "Workshop", *, stage: str, steps: int | None) -> None:
     from darkroom_train.evaluate import Evaluation, format_report
 
-    folder = workshop.folder / ("evaluation" if steps is None else f"evaluation-{steps}")
-    report = Evaluation(workshop, workshop.device).run(folder, num_inference_steps=steps)
+    folder = _evaluation_folder(workshop, stage, steps)
+    report = Evaluation(workshop, workshop.device).run(folder, stage=stage, num_inference_steps=steps)
     click.echo(format_report(report))
 
 
-def _export(workshop: "Workshop") -> None:
+def _export(workshop: "Workshop", *, stage: str) -> None:
     from darkroom_train.card import model_card
     from darkroom_train.export import export_model, write_card
     from darkroom_train.workshop import state_of
 
-    folder = workshop.folder / "model"
-    export_model(workshop.pipeline(), folder)
-    evaluation = workshop.folder / "evaluation"
+    folder = workshop.folder / ("model" if stage == "denoiser" else "model-distilled")
+    export_model(workshop.pipeline(stage), folder)
+    evaluation = _evaluation_folder(workshop, stage, None)
     card = model_card(workshop.recipe, workshop.recipe_path, state=state_of(workshop), evaluation=evaluation)
     write_card(folder, card)
     click.echo(f"the model is in {folder}")
+
+
+def _evaluation_folder(workshop: "Workshop", stage: str, steps: int | None) -> Path:
+    name = "evaluation" if stage == "denoiser" else "evaluation-distilled"
+    return workshop.folder / (name if steps is None else f"{name}-{steps}-steps")

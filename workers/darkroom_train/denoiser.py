@@ -21,7 +21,7 @@ from darkroom_train.training import Optimization
 REPORTED_TIMESTEPS = (50, 200, 400, 600, 800)
 
 
-class Sampling(Protocol):
+class Sampler(Protocol):
     """Draws samples with the weights as they are now, and leaves them where a person can look."""
 
     def __call__(self, unet: UNet2DConditionModel, number: int, /) -> None: ...
@@ -112,7 +112,7 @@ class DenoiserTraining:
         latents: LatentStore,
         held_out: LatentStore,
         group: Group,
-        sampling: Sampling | None = None,
+        sampling: Sampler | None = None,
     ) -> None:
         self.unet = build_denoiser(
             recipe,

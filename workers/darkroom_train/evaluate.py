@@ -5,7 +5,7 @@ pictures as they are.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from darkroom_train.data import EVALUATION_SEED
 from darkroom_train.drawing import draw
 from darkroom_train.files import write_json, write_safely
 from darkroom_train.recognizer import Labels, Recognizer, labels_of, picture_features, recognize
-from darkroom_train.sampling import Order, generate
+from darkroom_train.sampling import Order, Sampling, generate
 from darkroom_train.scenes import Domain, Scene, get_domain, sample_scene
 from darkroom_train.sheet import contact_sheet, save_sheet
 from darkroom_train.workshop import Workshop
@@ -55,6 +55,7 @@ class Report:
     rows: Mapping[str, Scores]
     distance: float
     autoencoder_psnr: float
+    sampling: Sampling
 
 
 def held_out_prompts(
@@ -155,11 +156,14 @@ class Evaluation:
         self.seen = held_out_prompts(domain, self._recipe.seed, counts.num_prompts, withheld=False, known=known)
         self.withheld = held_out_prompts(domain, self._recipe.seed, counts.num_withheld, withheld=True, known=known)
 
-    def run(self, folder: Path, *, num_inference_steps: int | None = None) -> Report:
-        """Draw, judge, and write scores.json, table.md and sheet.png."""
-        pictures = {"seen": self._generate(self.seen, num_inference_steps)}
+    def run(self, folder: Path, *, stage: str = "denoiser", num_inference_steps: int | None = None) -> Report:
+        """Draw with the UNet of a stage, judge, and write scores.json, table.md and the sheets."""
+        sampling = self._workshop.sampling_of(stage)
+        if num_inference_steps is not None:
+            sampling = replace(sampling, num_inference_steps=num_inference_steps)
+        pictures = {"seen": self._generate(self.seen, stage, sampling)}
         if self.withheld:
-            pictures["withheld"] = self._generate(self.withheld, num_inference_steps)
+            pictures["withheld"] = self._generate(self.withheld, stage, sampling)
         rows = {
             name: score([prompt.scene for prompt in prompts], self._recognize(pictures[name]))
             for name, prompts in (("seen", self.seen), ("withheld", self.withheld))
@@ -172,23 +176,14 @@ class Evaluation:
         rows["judge (drawn)"] = score(scenes, self._recognize(drawn))
         distance = frechet_distance(self._features(drawn), self._features(pictures["seen"]))
         psnr = peak_signal_to_noise(torch.from_numpy(np.stack(drawn)), torch.from_numpy(np.stack(returned)))
-        report = Report(rows, distance, psnr)
+        report = Report(rows, distance, psnr, sampling)
         self._write(folder, report, pictures)
         return report
 
-    def _generate(self, prompts: Sequence[Prompt], num_inference_steps: int | None) -> Pictures:
-        settings = self._recipe.evaluate
-        orders = [
-            Order(
-                prompt.text,
-                prompt.seed,
-                num_inference_steps=num_inference_steps or settings.num_inference_steps,
-                sampler=settings.sampler,
-                guidance_scale=settings.guidance_scale,
-            )
-            for prompt in prompts
-        ]
-        return generate(self._workshop.pipeline(), orders, side=self._recipe.data.size, device=self._device)
+    def _generate(self, prompts: Sequence[Prompt], stage: str, sampling: Sampling) -> Pictures:
+        orders = [Order(prompt.text, prompt.seed, sampling) for prompt in prompts]
+        pipeline = self._workshop.pipeline(stage)
+        return generate(pipeline, orders, side=self._recipe.data.size, device=self._device)
 
     def _recognize(self, pictures: Pictures) -> list[Labels]:
         return recognize(self._recognizer, torch.from_numpy(np.stack(pictures)).to(self._device))
@@ -205,7 +200,12 @@ class Evaluation:
 
     def _write(self, folder: Path, report: Report, pictures: Mapping[str, Pictures]) -> None:
         rows = {name: {**scores.shares, "num_pictures": scores.num_pictures} for name, scores in report.rows.items()}
-        content = {"rows": rows, "frechet_distance": report.distance, "autoencoder_psnr": report.autoencoder_psnr}
+        content = {
+            "sampling": asdict(report.sampling),
+            "rows": rows,
+            "frechet_distance": report.distance,
+            "autoencoder_psnr": report.autoencoder_psnr,
+        }
         write_json(folder / "scores.json", content)
         table = format_report(report)
         write_safely(folder / "table.md", lambda beside: _write_text(beside, table))
@@ -233,7 +233,9 @@ def format_report(report: Report) -> str:
         cells = [f"{100 * scores.shares[key]:.1f} %" if key in scores.shares else "-" for key in titles]
         lines.append(f"| {name} | {scores.num_pictures} | " + " | ".join(cells) + " |")
     lines.append("")
+    sampling = report.sampling
     lines.append(
+        f"{sampling.num_inference_steps} steps of {sampling.sampler}, guidance {sampling.guidance_scale:g}. "
         f"Fréchet distance on the recognizer's features, drawn against generated: {report.distance:.3f}. "
         f"Autoencoder: {report.autoencoder_psnr:.1f} dB on held-out pictures."
     )

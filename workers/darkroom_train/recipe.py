@@ -98,6 +98,15 @@ class DenoiserRecipe(Training):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillRecipe(Training):
+    """[distill]: `distilled_steps` are the places of the path between which the teacher steps."""
+
+    distilled_steps: int = _between(2, 1000, 50)
+    guidance_scale: float = _between(1.0, 30.0, 3.0)
+    ema_decay: float = _between(0.0, 0.999999, 0.95)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecognizerRecipe(Training):
     """[recognizer]: the judge of the evaluation, trained on drawn pictures of its own seed."""
 
@@ -112,6 +121,7 @@ class Evaluation:
     num_prompts: int = _between(1, 100_000, 200)
     num_withheld: int = _between(0, 100_000, 100)
     num_inference_steps: int = _between(1, 1000, 20)
+    num_distilled_steps: int = _between(1, 1000, 6)
     sampler: str = "dpmpp_2m"
     guidance_scale: float = _between(1.0, 30.0, 3.0)
 
@@ -128,6 +138,7 @@ class Recipe:
     autoencoder: AutoencoderRecipe
     text_encoder: TextEncoderRecipe
     denoiser: DenoiserRecipe
+    distill: DistillRecipe
     recognizer: RecognizerRecipe
     evaluate: Evaluation
 

@@ -16,14 +16,21 @@ MAX_ROWS = {"cpu": 8, "cuda": 128}
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How a picture is drawn."""
+
+    num_inference_steps: int
+    sampler: str
+    guidance_scale: float
+
+
+@dataclass(frozen=True)
 class Order:
     """One picture to draw."""
 
     prompt: str
     seed: int
-    num_inference_steps: int
-    sampler: str
-    guidance_scale: float
+    sampling: Sampling
 
 
 def generate(
@@ -39,9 +46,9 @@ def generate(
                 prompt=order.prompt,
                 width=side,
                 height=side,
-                num_inference_steps=order.num_inference_steps,
-                guidance_scale=order.guidance_scale,
-                sampler=order.sampler,
+                num_inference_steps=order.sampling.num_inference_steps,
+                guidance_scale=order.sampling.guidance_scale,
+                sampler=order.sampling.sampler,
                 seed=order.seed,
             )
         )

@@ -6,6 +6,7 @@ Every stage goes on from its checkpoint, and does nothing when it is finished.
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,22 @@ from darkroom_engine.quiet import quiet
 from darkroom_train.autoencoder import AutoencoderTraining, encode, fold_scale
 from darkroom_train.data import draw_labeled, fill_stores
 from darkroom_train.denoiser import DenoiserTraining, build_noise_scheduler
+from darkroom_train.distill import Distillation
 from darkroom_train.errors import RecipeError, StageMissing
 from darkroom_train.group import Group
 from darkroom_train.latents import LatentStore, encode_store, load_latents
 from darkroom_train.recipe import Recipe, Training
 from darkroom_train.recognizer import Recognizer, RecognizerTraining, encode_labels, labels_of
-from darkroom_train.sampling import Order, generate
+from darkroom_train.sampling import Order, Sampling, generate
 from darkroom_train.sheet import contact_sheet, save_sheet
 from darkroom_train.store import PictureStore
 from darkroom_train.text_encoder import TextEncoderTraining
 from darkroom_train.tokenizer import load_tokenizer, save_tokenizer, token_ids, train_tokenizer
 from darkroom_train.training import CHECKPOINT, Show, Trainee, is_finished, load_checkpoint, train
 
-STAGES = ("data", "tokenizer", "autoencoder", "text-encoder", "denoiser", "recognizer", "export", "evaluate")
+TRAINED = ("autoencoder", "text-encoder", "denoiser", "distill", "recognizer")
 NUM_SCALE_PICTURES = 512
 NUM_SAMPLES = 12
-SAMPLE_STEPS = 20
 
 
 def _silent(step: int, num_steps: int, values: Mapping[str, float], /) -> None:
@@ -140,7 +141,27 @@ class Workshop:
         trainee = self.denoiser_training()
         is_done = self._train(trainee, self.recipe.denoiser, "denoiser")
         if self._group.is_first:
-            self._leave_denoiser(trainee.averaged_unet())
+            self._leave_denoiser(trainee.averaged_unet(), "denoiser")
+        self._group.wait()
+        return is_done
+
+    def distill(self) -> bool:
+        """Teach a copy of the denoiser to need few steps, and leave its averaged weights."""
+        tokenizer = self.load_tokenizer()
+        trainee = Distillation(
+            self.recipe.distill,
+            seed=self.recipe.seed,
+            teacher=self.load_denoiser("denoiser"),
+            prediction=self.recipe.denoiser.prediction,
+            text_encoder=self.load_text_encoder(),
+            empty=torch.tensor(token_ids(tokenizer, [""])[0]),
+            latents=self._latents("train"),
+            group=self._group,
+            sampling=partial(self._draw_samples, "distill"),
+        )
+        is_done = self._train(trainee, self.recipe.distill, "distill")
+        if self._group.is_first:
+            self._leave_denoiser(trainee.averaged_unet(), "distill")
         self._group.wait()
         return is_done
 
@@ -167,13 +188,26 @@ class Workshop:
             latents=self._latents("train"),
             held_out=self._latents("held-out"),
             group=self._group,
-            sampling=self._draw_samples,
+            sampling=partial(self._draw_samples, "denoiser"),
         )
 
-    def pipeline(self) -> StableDiffusionPipeline:
-        """Put the trained parts together, in float32. Raises StageMissing."""
-        path = self._finished("denoiser", "model")
-        return self._assemble(UNet2DConditionModel.from_pretrained(path, local_files_only=True))
+    def pipeline(self, stage: str = "denoiser") -> StableDiffusionPipeline:
+        """Put the trained parts together, in float32; `stage` is whose UNet: "denoiser" or "distill".
+
+        Raises StageMissing.
+        """
+        return self._assemble(self.load_denoiser(stage))
+
+    def load_denoiser(self, stage: str) -> UNet2DConditionModel:
+        """Read the UNet of a stage. Raises StageMissing."""
+        return UNet2DConditionModel.from_pretrained(self._finished(stage, "model"), local_files_only=True)
+
+    def sampling_of(self, stage: str) -> Sampling:
+        """Say how pictures are drawn with the UNet of a stage."""
+        evaluation = self.recipe.evaluate
+        if stage == "distill":
+            return Sampling(evaluation.num_distilled_steps, "lcm", 1.0)
+        return Sampling(evaluation.num_inference_steps, evaluation.sampler, evaluation.guidance_scale)
 
     def load_autoencoder(self) -> AutoencoderTiny:
         """Read the trained autoencoder. Raises StageMissing."""
@@ -221,32 +255,22 @@ class Workshop:
         trained = train_tokenizer(captions, vocabulary=tokens.vocabulary, max_length=tokens.max_length)
         save_tokenizer(trained, self.folder / "tokenizer")
 
-    def _leave_denoiser(self, unet: UNet2DConditionModel) -> None:
+    def _leave_denoiser(self, unet: UNet2DConditionModel, stage: str) -> None:
         """Put a UNet where evaluation and export find it; they may run while training goes on."""
-        folder = self.folder / "denoiser" / "model"
+        folder = self.folder / stage / "model"
         beside = folder.with_name(".model.new")
         unet.save_pretrained(beside)
         shutil.rmtree(folder, ignore_errors=True)
         beside.replace(folder)
 
-    def _draw_samples(self, unet: UNet2DConditionModel, number: int) -> None:
+    def _draw_samples(self, stage: str, unet: UNet2DConditionModel, number: int) -> None:
         """Leave the UNet, and a sheet of held-out captions, always with the same noise, so that sheets compare."""
-        self._leave_denoiser(unet)
+        self._leave_denoiser(unet, stage)
         captions = [several[0] for several in self._store("held-out").captions[:NUM_SAMPLES]]
-        evaluation, side = self.recipe.evaluate, self.recipe.data.size
-        orders = [
-            Order(
-                caption,
-                seed,
-                num_inference_steps=SAMPLE_STEPS,
-                sampler=evaluation.sampler,
-                guidance_scale=evaluation.guidance_scale,
-            )
-            for seed, caption in enumerate(captions)
-        ]
-        pictures = generate(self._assemble(unet), orders, side=side, device=self.device)
+        orders = [Order(caption, seed, self.sampling_of(stage)) for seed, caption in enumerate(captions)]
+        pictures = generate(self._assemble(unet), orders, side=self.recipe.data.size, device=self.device)
         sheet = contact_sheet(pictures, columns=6, captions=captions)
-        save_sheet(sheet, self.folder / "denoiser" / "samples" / f"step-{number:08}.png")
+        save_sheet(sheet, self.folder / stage / "samples" / f"step-{number:08}.png")
 
     def _assemble(self, unet: UNet2DConditionModel) -> StableDiffusionPipeline:
         with quiet():
@@ -304,7 +328,7 @@ class Workshop:
 def state_of(workshop: Workshop) -> Mapping[str, Any]:
     """Say for each trained stage how far it is: steps, seconds, and whether it is finished."""
     state: dict[str, Any] = {}
-    for stage in ("autoencoder", "text-encoder", "denoiser", "recognizer"):
+    for stage in TRAINED:
         path = workshop.folder / stage / CHECKPOINT
         if path.exists():
             checkpoint = load_checkpoint(path)

@@ -63,6 +63,15 @@ class JobFinished(DarkroomError):
         super().__init__(f"job {job_id} has already ended as {state}")
 
 
+class JobStillLive(DarkroomError):
+    """The job has not ended yet."""
+
+    def __init__(self, job_id: UUID, state: str) -> None:
+        self.job_id = job_id
+        self.state = state
+        super().__init__(f"job {job_id} is still {state}: what has not ended cannot be tried again")
+
+
 class StaleAttempt(DarkroomError):
     """Another attempt holds the job, or it has ended: this attempt may write nothing."""
 

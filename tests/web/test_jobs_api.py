@@ -92,6 +92,32 @@ def test_cancel_of_a_job_that_ended_otherwise_is_a_conflict(client: FlaskClient,
     assert client.get(job["urls"]["self"]).json["state"] == "succeeded"
 
 
+def test_retry_is_a_new_job_that_names_the_old_one(client: FlaskClient, worker: Any, submit: Any) -> None:
+    job = submit(seed=5, priority="interactive")
+    worker.fail("the device ran out of memory")
+
+    response = client.post(f"{job['urls']['self']}/retry")
+
+    again = response.json
+    assert response.status_code == 202
+    assert response.headers["Location"] == again["urls"]["self"] != job["urls"]["self"]
+    assert (again["retry_of"], again["state"], again["attempt"]) == (job["id"], "queued", 0)
+    assert (again["params"], again["priority"]) == (job["params"], "interactive")
+    assert client.get(job["urls"]["self"]).json["state"] == "failed"
+
+
+def test_retry_of_a_job_that_has_not_ended_is_a_conflict(client: FlaskClient, submit: Any) -> None:
+    response = client.post(f"{submit()['urls']['self']}/retry")
+
+    assert (response.status_code, response.json["code"]) == (409, "job_live")
+    assert len(client.get("/api/v1/jobs").json["jobs"]) == 1
+
+
+def test_retry_of_an_unknown_job_is_404(bare_client: FlaskClient) -> None:
+    response = bare_client.post(f"/api/v1/jobs/{MISSING}/retry")
+    assert (response.status_code, response.json["code"]) == (404, "unknown_job")
+
+
 @pytest.mark.parametrize(
     "job_id",
     [MISSING, "1", "x", "%00", "..", f"{{{MISSING}}}", MISSING.replace("-", ""), "urn:uuid:" + MISSING, "9" * 5000],

@@ -7,7 +7,7 @@ history in the same transaction. Knows no Redis, no storage, no HTTP: who commit
 from darkroom.jobs.ending import cancel, fail, requeue, succeed
 from darkroom.jobs.lease import heartbeat, reserve_solo
 from darkroom.jobs.line import Lines
-from darkroom.jobs.queue import claim, front_of_queue, position, submit
+from darkroom.jobs.queue import claim, front_of_queue, position, retry, submit
 from darkroom.jobs.reading import get, get_image, list_jobs
 from darkroom.jobs.records import Claim, Ended, ImageRecord, JobRecord
 from darkroom.jobs.sweeping import (
@@ -47,6 +47,7 @@ __all__ = [
     "promote_aged_bulk",
     "requeue",
     "reserve_solo",
+    "retry",
     "submit",
     "succeed",
 ]

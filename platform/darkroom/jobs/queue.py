@@ -13,9 +13,11 @@ from sqlalchemy.sql.selectable import ScalarSelect
 
 from darkroom import events
 from darkroom.db import Database, now
+from darkroom.errors import JobStillLive
 from darkroom.jobs.line import Lines
+from darkroom.jobs.reading import get
 from darkroom.jobs.records import Claim, JobRecord, job_record
-from darkroom.models import LIVE, QUEUED, RUNNING, SERVED, SUSPECT, Job, JobClass, JobState
+from darkroom.models import LIVE, LIVE_STATES, QUEUED, RUNNING, SERVED, SUSPECT, Job, JobClass, JobState
 from darkroom.params import GenerationParams, cost
 
 logger = structlog.get_logger(__name__)
@@ -57,6 +59,22 @@ def submit(
         record = job_record(job, images=())
     logger.info("job_queued", job_id=str(job_id), owner=owner, model=model, job_class=job_class.name.lower())
     return record
+
+
+def retry(database: Database, job_id: UUID, *, owner: str, ttl_seconds: float) -> JobRecord:
+    """Submit an ended job once more, as a new job that names it. Raises JobNotFound or JobStillLive."""
+    ended = get(database, job_id, owner=owner)
+    if ended.state in LIVE_STATES:
+        raise JobStillLive(job_id, ended.state)
+    return submit(
+        database,
+        owner=owner,
+        model=ended.model,
+        params=ended.params,
+        job_class=ended.job_class,
+        ttl_seconds=ttl_seconds,
+        retry_of=job_id,
+    )
 
 
 def start_tag_of(session: Session, owner: str, model: str, job_class: JobClass) -> float:

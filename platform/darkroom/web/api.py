@@ -63,6 +63,14 @@ def cancel_job(job_id: str) -> Response:
     return answer(job_document(services().cancel(job_id)))
 
 
+@blueprint.post("/api/v1/jobs/<job_id>/retry")
+def retry_job(job_id: str) -> Response:
+    """Queue an ended job once more, as a new job that names the old one: 202. One that has not ended is a conflict."""
+    job = services().retry(job_id)
+    position = jobs.position(services().database, job.id)
+    return answer(job_document(job, position=position), status=202, headers={"Location": job_path(job.id)})
+
+
 @blueprint.get("/api/v1/jobs/<job_id>/images/<n>")
 def show_image(job_id: str, n: str) -> Response:
     """The bytes of a picture, through this server. A picture never changes, so a browser may keep it."""

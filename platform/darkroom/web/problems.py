@@ -21,6 +21,7 @@ from darkroom.errors import (
     InvalidParameters,
     JobFinished,
     JobNotFound,
+    JobStillLive,
     ObjectNotFound,
     StorageError,
     UnknownModel,
@@ -122,6 +123,8 @@ def problem_of(error: Exception) -> Problem:
             return Problem(404, "unknown_job", "No job has this id.")
         case ImageNotFound():
             return Problem(404, "unknown_image", "This job has no such picture.")
+        case JobStillLive():
+            return Problem(409, "job_live", f"This job has not ended: it is {error.state}.")
         case JobFinished():
             return Problem(409, "job_finished", f"This job has already ended: it is {error.state}.")
         case HTTPException():

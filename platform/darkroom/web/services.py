@@ -15,6 +15,7 @@ from darkroom.db import Database
 from darkroom.errors import JobNotFound
 from darkroom.events import ProgressBoard
 from darkroom.jobs import ImageRecord, JobRecord, JobState
+from darkroom.params import resolve
 from darkroom.storage import Storage
 from darkroom.web.background import Background
 from darkroom.web.submission import Submission
@@ -73,6 +74,18 @@ class Services:
         """Call a job off, then tell its worker. Raises JobNotFound or JobFinished."""
         job = jobs.cancel(self.database, job_uuid(job_id), owner=KEYLESS_OWNER)
         self.background.announce_cancel(job.id)
+        return job
+
+    def retry(self, job_id: str) -> JobRecord:
+        """Submit an ended job once more.
+
+        Raises JobNotFound or JobStillLive; UnknownModel or InvalidParameters if its model does not take it any more.
+        """
+        ended = jobs.get(self.database, job_uuid(job_id), owner=KEYLESS_OWNER)
+        resolve(self.catalog.get(ended.model), ended.params.model_dump())
+        ttl_seconds = self.settings.job_ttl_seconds
+        job = jobs.retry(self.database, ended.id, owner=KEYLESS_OWNER, ttl_seconds=ttl_seconds)
+        self.background.notify(job)
         return job
 
     def image(self, job_id: str, n: str) -> ImageRecord:

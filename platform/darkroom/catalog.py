@@ -72,10 +72,18 @@ class ModelEntry(_Frozen):
         sizes = (defaults.width, defaults.height)
         if any(not limits.min_size <= size <= limits.max_size or size % limits.size_multiple for size in sizes):
             raise ValueError(f"default size {defaults.width}x{defaults.height} is outside the model's own limits")
+        if defaults.width * defaults.height > limits.max_pixels:
+            raise ValueError(
+                f"default size {defaults.width}x{defaults.height} has more than {limits.max_pixels} pixels"
+            )
         if defaults.sampler not in limits.samplers:
             raise ValueError(f"default sampler {defaults.sampler!r} is not among its samplers")
-        if defaults.num_inference_steps > limits.max_steps or defaults.guidance_scale > limits.max_guidance_scale:
-            raise ValueError("default steps or guidance are outside the model's own limits")
+        if not 1 <= defaults.num_inference_steps <= limits.max_steps:
+            raise ValueError(f"default steps {defaults.num_inference_steps} are not from 1 to {limits.max_steps}")
+        if not 0 <= defaults.guidance_scale <= limits.max_guidance_scale:
+            raise ValueError(
+                f"default guidance {defaults.guidance_scale:g} is not from 0 to {limits.max_guidance_scale:g}"
+            )
         return self
 
 
@@ -101,9 +109,9 @@ class Catalog:
         models: dict[str, ModelEntry] = {}
         default = ""
         for where, table, base in sources:
-            for name, entry in table.get("models", {}).items():
+            for name, entry in _tables(table, where).items():
                 models[name] = _entry(name, entry, where, base)
-            default = table.get("default", default)
+            default = str(table.get("default", default))
         if default not in models:
             raise CatalogError(f"{sources[-1][0]}: the default model {default!r} is not in the catalog")
         return cls(models, default=default)
@@ -125,11 +133,20 @@ class Catalog:
         return self._models[name]
 
 
+def _tables(table: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    models = table.get("models", {})
+    if not isinstance(models, Mapping):
+        raise CatalogError(f"{where}: models must be tables, one [models.<name>] each")
+    return models
+
+
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         return _read_toml(path.read_text(), str(path))
     except OSError as error:
         raise CatalogError(f"{path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise CatalogError(f"{path}: is not UTF-8 text") from error
 
 
 def _read_toml(text: str, where: str) -> dict[str, Any]:
@@ -149,7 +166,7 @@ def _describe(index: Path) -> dict[str, Any]:
     try:
         pipeline = json.loads(index.read_text())["_class_name"]
         family = FAMILY_OF_PIPELINE[pipeline]
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         known = ", ".join(FAMILY_OF_PIPELINE)
         raise CatalogError(f"{index}: names no pipeline that Darkroom develops ({known}): {error}") from error
     return {"family": family, "source": str(index.parent)}

@@ -60,12 +60,13 @@ class Settings(BaseSettings):
     poll_seconds: float = Field(2, ge=0, le=60)
     sweep_seconds: float = Field(1, gt=0, le=60)
     relay_seconds: float = Field(1, gt=0, le=60)
-    job_ttl_seconds: float = Field(7 * 86400, gt=0)
-    bulk_promotion_seconds: float = Field(600, gt=0)
-    solo_wait_seconds: float = Field(60, gt=0)
-    upload_limit_seconds: float = Field(120, gt=0)
-    retention_succeeded_days: float = Field(30, gt=0)
-    retention_other_days: float = Field(7, gt=0)
+    # Times that both databases can still add to today.
+    job_ttl_seconds: float = Field(7 * 86400, gt=0, le=31536000)
+    bulk_promotion_seconds: float = Field(600, gt=0, le=31536000)
+    solo_wait_seconds: float = Field(60, gt=0, le=86400)
+    upload_limit_seconds: float = Field(120, gt=0, le=86400)
+    retention_succeeded_days: float = Field(30, gt=0, le=36500)
+    retention_other_days: float = Field(7, gt=0, le=36500)
 
     worker_slots: int = Field(4, ge=1, le=256)
     worker_grace_seconds: float = Field(25, gt=0, le=3600)
@@ -95,6 +96,20 @@ class Settings(BaseSettings):
                 return "postgresql+psycopg://" + value.removeprefix(prefix)
         if value and not value.startswith(("postgresql+psycopg://", "sqlite:///")):
             raise ValueError("must begin with postgresql:// or sqlite:///")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _refuse_other_brokers(cls, value: str) -> str:
+        if value and not value.startswith(("redis://", "rediss://")):
+            raise ValueError("must begin with redis:// or rediss://")
+        return value
+
+    @field_validator("s3_endpoint_url")
+    @classmethod
+    def _refuse_other_protocols(cls, value: str | None) -> str | None:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
         return value
 
     @model_validator(mode="after")

@@ -57,7 +57,11 @@ class UtcDateTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return value.astimezone(UTC) if value else None
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value} has no zone")
+        return value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None:
@@ -84,7 +88,7 @@ def _now_on_postgresql(element: now, compiler: Any, **kw: Any) -> str:
 @compiles(now, "sqlite")
 def _now_on_sqlite(element: now, compiler: Any, **kw: Any) -> str:
     # The text that SQLAlchemy stores for a datetime has six decimals; SQLite's clock gives three.
-    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {compiler.process(element.clauses, **kw)} || ' seconds')"
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', ({compiler.process(element.clauses, **kw)}) || ' seconds')"
 
 
 class Database:

@@ -11,8 +11,8 @@ from darkroom.jobs import JobState
 from darkroom.models import Job
 
 TERM = signal.SIGTERM
-# Celery is given this long to end after the drain; then the process ends without it.
-EXTRA_SECONDS = 8.0
+# What is stuck after the drain has 5 s to end by itself; the rest is for a busy machine.
+EXTRA_SECONDS = 12.0
 
 
 def ends(place: Any, worker: Any, *, seconds: float = EXTRA_SECONDS) -> int:
@@ -121,16 +121,16 @@ def test_a_worker_whose_device_hangs_still_ends_when_told(place: Any) -> None:
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 def test_a_claim_under_way_when_the_drain_begins_is_not_forgotten(place: Any) -> None:
-    job_id = place.submit()
+    job_id = place.submit("wait:never")
     with place.database.write() as session:
         session.execute(text("LOCK TABLE job_events IN EXCLUSIVE MODE"))  # a claim now waits for its line of history
-        worker = place.start_worker(worker_grace_seconds=10.0)
+        worker = place.start_worker(worker_grace_seconds=3.0)
         waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'job_events'::regclass")
         place.until(lambda: session.scalar(waits), "a claim is under way")
         worker.send(TERM)
         place.until(lambda: "worker_drains" in worker.log, "it drains")
-    assert ends(place, worker, seconds=10 + EXTRA_SECONDS) == 0
-    assert place.events(job_id) == ["queued", "running", "succeeded"]
+    assert ends(place, worker, seconds=3 + EXTRA_SECONDS) == 0
+    assert place.events(job_id) == ["queued", "running", "requeued"]
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -73,6 +73,7 @@ def test_a_job_whose_deadline_passes_while_it_runs_expires_and_leaves_the_engine
     assert place.events(late) == ["queued", "running", "expired"]
 
 
+@on_sqlite
 def test_a_request_that_the_engine_refuses_fails_its_job_with_the_reason(place: Any) -> None:
     worker = place.start_worker()
     failing, neighbor = place.submit("fail"), place.submit("wait:go")
@@ -159,7 +160,7 @@ def test_a_worker_drains_in_time_without_its_database(place: Any, postgres: Any)
     place.until_developing(job_id)
     postgres.stop()
     worker.send(signal.SIGTERM)
-    place.until(lambda: worker.exit_code is not None, "it has ended", seconds=12)
+    place.until(lambda: worker.exit_code is not None, "it has ended", seconds=15)
     postgres.start()
     assert worker.exit_code == 0
     place.start_worker()

@@ -212,5 +212,10 @@ def open_browser() -> type[Browser]:
 
 
 @pytest.fixture
+def bare_browser(bare_client: FlaskClient) -> Browser:
+    return Browser(bare_client)
+
+
+@pytest.fixture
 def browser(client: FlaskClient) -> Browser:
     return Browser(client)

@@ -41,10 +41,12 @@ def test_application_without_background_starts_no_thread(settings: Settings) -> 
     assert living() == set()
 
 
-def test_submitted_job_is_rung_for(full_app: Flask, valkey: Any) -> None:
-    job = full_app.test_client().post("/api/v1/jobs", json={"prompt": "a red house"}).json
+def test_submitted_job_is_rung_for_at_once(settings: Settings, valkey: Any) -> None:
+    app = create_app(settings.model_copy(update={"relay_seconds": 5}))
+    job = app.test_client().post("/api/v1/jobs", json={"prompt": "a red house"}).json
     with valkey.client() as redis:
-        _, message = redis.blpop("darkroom:develop.darkroom-seeded", timeout=5)
+        _, message = redis.blpop("darkroom:develop.darkroom-seeded", timeout=4)
+    app.extensions["darkroom"].background.stop()
     assert job["id"] in message
 
 

@@ -215,7 +215,7 @@ FIELDS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(body=VALUES | st.dictionaries(FIELDS | st.text(), VALUES))
 def test_no_json_body_breaks_anything(bare_client: FlaskClient, body: Any) -> None:
     response = post(bare_client, json.dumps(body))
@@ -226,7 +226,7 @@ def test_no_json_body_breaks_anything(bare_client: FlaskClient, body: Any) -> No
         }.items()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(body=st.binary(max_size=200))
 def test_no_bytes_break_anything(bare_client: FlaskClient, body: bytes) -> None:
     assert post(bare_client, body).status_code in {202, 400, 422}

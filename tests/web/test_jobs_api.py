@@ -1,6 +1,6 @@
 from datetime import datetime
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from flask.testing import FlaskClient
@@ -128,6 +128,13 @@ def test_unknown_job_is_404_and_never_an_empty_done(bare_client: FlaskClient, ad
     assert response.status_code == 404
     assert response.content_type == "application/problem+json"
     assert "state" not in response.json
+
+
+@pytest.mark.parametrize("spell", ["{{{0}}}", "urn:uuid:{0}", "{0.hex}", "{0} ", "{0}-"])
+def test_job_has_one_address(client: FlaskClient, submit: Any, spell: str) -> None:
+    job = submit()
+    assert client.get("/api/v1/jobs/" + job["id"].upper()).status_code == 200
+    assert client.get("/api/v1/jobs/" + spell.format(UUID(job["id"]))).status_code == 404
 
 
 def test_cancel_of_an_unknown_job_is_404(bare_client: FlaskClient) -> None:

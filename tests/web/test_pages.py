@@ -100,6 +100,15 @@ def test_refused_field_says_why_beside_itself_and_keeps_what_was_typed(browser: 
     assert browser.open("/gallery").status_code == 200
 
 
+@pytest.mark.parametrize("text", ["much", "1_0", "1,5", "1e9", "-", "0x1", "٣", "inf", "1.", "1 2", "9" * 5000])
+@pytest.mark.parametrize("name", ["guidance_scale", "num_inference_steps"])
+def test_text_that_is_no_plain_number_is_refused(bare_browser: Any, name: str, text: str) -> None:
+    page = bare_browser.send(bare_browser.open("/").forms[0], **{"prompt": "a", name: text})
+    assert page.status_code == 422
+    assert f'id="{name}-refused"' in page.html
+    assert page.forms[0].fields[name] == text
+
+
 def test_form_can_be_corrected_and_sent(browser: Any) -> None:
     [form] = browser.open("/").forms
     [refused] = browser.send(form, prompt="a red house", num_inference_steps="9999").forms
@@ -326,6 +335,8 @@ def test_gallery_pages_through_every_picture_once(browser: Any, worker: Any, sub
     made = [submit()["id"] for _ in range(50)]
     for _ in made:
         worker.develop(is_stored=False)
+    submit()
+    assert len(browser.open("/gallery").all("img")) == 48, "a job without pictures takes no place on the wall"
     seen: list[str] = []
     path = "/gallery"
     while path:

@@ -1,9 +1,9 @@
 """The loop: to the bit the same after a stop, checkpoints that survive, a log that fits them."""
 
-import errno
 import json
+import resource
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from darkroom_train.errors import CheckpointError, Diverged
+from darkroom_train.errors import CheckpointError, Diverged, NotWritten
 from darkroom_train.files import write_safely
 from darkroom_train.group import Group
 from darkroom_train.recipe import Training
@@ -154,18 +154,23 @@ def test_report_comes_at_the_end(tmp_path: Path) -> None:
     assert line.reports == [10]
 
 
-def test_full_disk_leaves_the_previous_file_good(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.pt"
-    path.write_text("good")
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond a page: what the system answers then is what it answers on a full disk, but for words."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    def fill_the_disk(beside: Path) -> None:
-        beside.write_text("ba")
-        raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"):
-        write_safely(path, fill_the_disk)
-    assert path.read_text() == "good"
-    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+def test_full_disk_leaves_the_previous_checkpoint_good(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    path = tmp_path / CHECKPOINT
+    write_safely(path, lambda beside: torch.save({"weight": torch.ones(4)}, beside))
+    request.getfixturevalue("full_disk")
+    with pytest.raises(NotWritten, match=r"checkpoint\.pt cannot be written, and is as it was before"):
+        write_safely(path, lambda beside: torch.save({"weight": torch.zeros(100_000)}, beside))
+    assert torch.equal(load_checkpoint(path)["weight"], torch.ones(4))
+    assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT]
 
 
 def test_learning_rate_rises_and_falls_to_zero() -> None:

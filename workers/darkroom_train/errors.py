@@ -75,3 +75,12 @@ class GroupError(TrainError):
 
     def __init__(self, batch_size: int, size: int) -> None:
         super().__init__(f"a batch of {batch_size} cannot be divided among {size} processes")
+
+
+class NotWritten(TrainError):
+    """A file cannot be written."""
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        super().__init__(f"{path} cannot be written, and is as it was before: {reason}")
+        self.path = path

@@ -6,16 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from darkroom_train.errors import NotWritten
+
 
 def write_safely(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file beside `path`, and put it in place only when it lies on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Let `write` fill a file beside `path`, and put it in place only when it lies on the disk. Raises NotWritten."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(beside)
         _sync(beside)
         beside.replace(path)
         _sync(path.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch says RuntimeError when the disk is full
+        raise NotWritten(path, error) from error
     finally:
         beside.unlink(missing_ok=True)
 

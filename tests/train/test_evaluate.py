@@ -21,7 +21,9 @@ def scene_with() -> Callable[[str, int], Scene]:
 
     def find(layout: str, num_figures: int) -> Scene:
         scenes = (sample_scene(FULL, 1, index) for index in range(1000))
-        return next(scene for scene in scenes if scene.layout == layout and len(scene.figures) == num_figures)
+        fitting = (scene for scene in scenes if scene.layout == layout and len(scene.figures) == num_figures)
+        num_colors = 1 if layout == "group" else num_figures
+        return next(scene for scene in fitting if len({figure.color for figure in scene.figures}) == num_colors)
 
     return find
 

@@ -242,9 +242,9 @@ def _group(domain: Domain, lot: Random, withheld: bool) -> Scene:
 def _landscape(domain: Domain, lot: Random, withheld: bool) -> Scene:
     time = lot.choice(TIMES)
     ground = lot.choice(GROUNDS)
-    places = lot.sample([0.22, 0.5, 0.78], lot.choices([0, 1, 2], [0.3, 0.5, 0.2])[0])
+    places = lot.choices([[], [lot.choice([0.25, 0.5, 0.75])], [0.26, 0.74]], [0.3, 0.45, 0.25])[0]
     figures: list[Figure] = []
-    for x in sorted(places):
+    for x in places:
         color, shape = _words(domain, lot, withheld=False)
         at_home = (shape in FLYING) or (shape in SWIMMING) == (ground == "sea")
         if at_home and shape not in [figure.shape for figure in figures]:

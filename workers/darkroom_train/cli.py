@@ -192,6 +192,7 @@ def _workshop(words: Mapping[str, Any]) -> "Workshop":
     if device.type == "cuda":
         # What training leaves in float32 does not need all its bits, and is eight times as fast with fewer.
         torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
     if words["threads"]:
         torch.set_num_threads(words["threads"])
     group = click.get_current_context().with_resource(join_group(device))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
+from secrets import token_hex
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -157,6 +158,22 @@ class Storage:
         """Ask, once and within a few seconds, whether the bucket can be reached. Raises StorageError saying why not."""
         with _named("reach bucket", self._bucket):
             self._probe.head_bucket(Bucket=self._bucket)
+
+    def check_writing(self) -> None:
+        """Write, read and delete an object of no use, once and within seconds. Raises StorageError saying why not.
+
+        A bucket may be reached and yet refuse every picture: keys that only read, a full disk.
+        """
+        key = f"probes/{token_hex(8)}.png"
+        body = key.encode()
+        with _named("put", key):
+            self._probe.put_object(Bucket=self._bucket, Key=key, Body=body)
+        with _named("get", key):
+            kept = self._probe.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+        with _named("delete", key):
+            self._probe.delete_object(Bucket=self._bucket, Key=key)
+        if kept != body:
+            raise StorageError("get", key=key, reason="gave back other bytes than it was given")
 
 
 def _common(settings: Settings) -> Config:

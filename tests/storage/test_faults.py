@@ -57,7 +57,7 @@ def scripted() -> Iterator[ScriptedServer]:
                 self.wfile.write(answer.body)
             self.close_connection = bool(answer.missing_bytes)
 
-        do_GET = do_HEAD = do_PUT = do_POST = answer  # noqa: N815
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer  # noqa: N815
 
         def log_message(self, format: str, *args: object) -> None:
             """Keep quiet."""
@@ -116,6 +116,21 @@ def test_check_asks_once(storage: Storage, scripted: ScriptedServer) -> None:
     with pytest.raises(StorageError, match="503"):
         storage.check()
     assert scripted.num_requests == 1
+
+
+def test_bucket_that_takes_no_pictures_is_found_out_at_once(storage: Storage, scripted: ScriptedServer) -> None:
+    scripted.script = [DENIED]
+    with pytest.raises(StorageError, match="AccessDenied") as caught:
+        storage.check_writing()
+    assert caught.value.operation == "put"
+    assert scripted.num_requests == 1
+
+
+def test_bucket_that_keeps_other_bytes_is_found_out(storage: Storage, scripted: ScriptedServer) -> None:
+    scripted.script = [Answer(200), Answer(200, b"others"), Answer(204)]
+    with pytest.raises(StorageError, match="other bytes"):
+        storage.check_writing()
+    assert scripted.num_requests == 3
 
 
 def test_object_that_breaks_off_is_a_storage_error_and_not_a_short_picture(

@@ -1,5 +1,6 @@
 """The worker's process: puts the parts together, then lives inside Celery until it is told to drain."""
 
+import logging
 import os
 import signal
 import socket
@@ -50,6 +51,10 @@ def main(health: bool) -> None:
     except (DarkroomError, EngineError) as error:
         click.echo(f"darkroom-worker: {error}", err=True)
         sys.exit(1)
+    # Everything was closed in order; what Python would still do is collect torch's garbage, for seconds (7 s measured).
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def run(settings: Settings) -> None:

@@ -196,7 +196,7 @@ class Worker:
 
     def _poll(self) -> None:
         if self._is_storage_away:
-            self._parts.storage.check()
+            self._parts.storage.check_writing()
             self._is_storage_away = False
             logger.info("claims_resume")
         if self.has_room():

@@ -1,6 +1,7 @@
 """The whole way: every stage of a small recipe, and what the next ones find."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from darkroom_train.cli import main
 from darkroom_train.data import Drawing, draw_store
 from darkroom_train.denoiser import build_noise_scheduler, drop_captions, sample_timesteps
 from darkroom_train.errors import StageMissing
-from darkroom_train.latents import load_latents
-from darkroom_train.store import SHARD_PICTURES, PictureStore, shard_path, write_shard
+from darkroom_train.latents import count_latents, load_latents
+from darkroom_train.store import SHARD_PICTURES, PictureStore, count_pictures, shard_path, write_shard
 from darkroom_train.text_encoder import contrastive_loss
 from darkroom_train.training import CHECKPOINT
 from darkroom_train.workshop import Workshop
@@ -30,6 +31,7 @@ def test_store_gives_back_what_was_written(tmp_path: Path) -> None:
     store = PictureStore(tmp_path)
     assert np.array_equal(store.pictures(0, 3), np.stack(pictures))
     assert store.captions == [["one"], ["two", "zwei"], ["drei"]]
+    assert count_pictures(tmp_path) == len(store) == 3
 
 
 def test_drawing_goes_on_where_it_ended(tmp_path: Path) -> None:
@@ -56,6 +58,20 @@ def test_latents_are_of_unit_variance(workshop: Workshop) -> None:
     assert torch.allclose(deviation, torch.ones(4), atol=0.25)
     assert torch.allclose(mean, torch.zeros(4), atol=0.25)
     assert latents.tokens.shape == (256, 4, 16)
+
+
+def test_latents_are_made_again_when_there_are_more_pictures(
+    make_workshop: Callable[[Path], Workshop], workshop: Workshop, tmp_path: Path
+) -> None:
+    shutil.copytree(workshop.folder, tmp_path / "copy")
+    copy = make_workshop(tmp_path / "copy")
+    path = copy.folder / "latents" / "train.safetensors"
+    before = path.stat().st_mtime_ns
+    copy.latents()
+    assert path.stat().st_mtime_ns == before
+    shutil.copy(shard_path(copy.folder / "data" / "train", 0), shard_path(copy.folder / "data" / "train", 1))
+    copy.latents()
+    assert count_latents(path) == 2 * SHARD_PICTURES
 
 
 def test_finished_stage_is_not_run_again(workshop: Workshop) -> None:

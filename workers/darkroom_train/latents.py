@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
@@ -48,6 +49,14 @@ def load_latents(path: Path, device: torch.device) -> LatentStore:
     if not path.exists():
         raise StageMissing(path, "autoencoder")
     return LatentStore(**load_file(path, device=str(device)))
+
+
+def count_latents(path: Path) -> int:
+    """Count the latents of a store without reading them; none where there is none."""
+    if not path.exists():
+        return 0
+    with safe_open(path, framework="pt") as store:
+        return int(store.get_slice("latents").get_shape()[0])
 
 
 @torch.no_grad()

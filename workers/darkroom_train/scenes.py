@@ -99,17 +99,19 @@ class Domain:
     colors: tuple[str, ...]
     layouts: tuple[Layout, ...]
     positions: tuple[str, ...]
+    sizes: tuple[str, ...]
     styles: tuple[str, ...]
     withheld: tuple[tuple[str, str], ...]
 
 
 DOMAINS: Mapping[str, Domain] = {
-    "tiny": Domain(SHAPES[3:5], COLORS[:5], ("single",), ("center",), ("flat",), (("blue", "star"),)),
+    "tiny": Domain(SHAPES[3:5], COLORS[:5], ("single",), ("center",), SIZES[1:], ("flat",), (("blue", "star"),)),
     "floor": Domain(
         SHAPES[:8],
         COLORS[:8],
         ("single", "pair", "landscape"),
         POSITIONS[:5],
+        SIZES,
         ("flat",),
         (("red", "fish"), ("blue", "heart"), ("green", "cat"), ("purple", "house"), ("orange", "star")),
     ),
@@ -118,6 +120,7 @@ DOMAINS: Mapping[str, Domain] = {
         COLORS,
         LAYOUTS,
         POSITIONS,
+        SIZES,
         STYLES,
         (
             ("red", "fish"),
@@ -177,7 +180,7 @@ def _background(lot: Random, color: str) -> str:
 def _single(domain: Domain, lot: Random, withheld: bool) -> Scene:
     color, shape = _words(domain, lot, withheld=withheld)
     position = lot.choice(domain.positions)
-    size = lot.choice(SIZES if position == "center" else SIZES[:2])
+    size = lot.choice([size for size in domain.sizes if position == "center" or size != "large"])
     x, y = _place(position)
     figure = _figure(lot, shape, color, size=size, x=x, y=y)
     return Scene(

@@ -39,6 +39,15 @@ def write_shard(path: Path, pictures: Sequence[Picture], captions: Sequence[Sequ
     write_safely(path, lambda beside: save_file(tensors, beside, metadata=header))
 
 
+def count_pictures(folder: Path) -> int:
+    """Count the pictures of a folder by the shards' headers, without reading them."""
+    count = 0
+    for path in folder.glob("pictures-*.safetensors"):
+        with safe_open(path, framework="np") as shard:
+            count += shard.get_slice("ends").get_shape()[0]
+    return count
+
+
 class PictureStore:
     """The shards of a folder, read whole. Raises StageMissing when there is none."""
 

@@ -21,12 +21,12 @@ from darkroom_train.denoiser import DenoiserTraining, build_noise_scheduler
 from darkroom_train.distill import Distillation
 from darkroom_train.errors import RecipeError, StageMissing
 from darkroom_train.group import Group
-from darkroom_train.latents import LatentStore, encode_store, load_latents
+from darkroom_train.latents import LatentStore, count_latents, encode_store, load_latents
 from darkroom_train.recipe import Recipe, Training
 from darkroom_train.recognizer import Recognizer, RecognizerTraining, encode_labels, labels_of
 from darkroom_train.sampling import Order, Sampling, generate
 from darkroom_train.sheet import contact_sheet, save_sheet
-from darkroom_train.store import PictureStore
+from darkroom_train.store import PictureStore, count_pictures
 from darkroom_train.text_encoder import TextEncoderTraining
 from darkroom_train.tokenizer import load_tokenizer, save_tokenizer, token_ids, train_tokenizer
 from darkroom_train.training import CHECKPOINT, Show, Trainee, is_finished, load_checkpoint, train
@@ -110,9 +110,9 @@ class Workshop:
         """Encode all pictures and captions, once."""
         for part in ("held-out", "train"):
             path = self.folder / "latents" / f"{part}.safetensors"
-            store = self._store(part)
-            if path.exists() and len(load_latents(path, torch.device("cpu"))) == len(store):
+            if 0 < count_pictures(self.folder / "data" / part) == count_latents(path):
                 continue
+            store = self._store(part)
             self.say(f"encoding {len(store)} pictures")
             autoencoder = self.load_autoencoder().to(self.device)
             threads = self._conditions.processes

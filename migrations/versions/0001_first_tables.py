@@ -70,8 +70,8 @@ def upgrade() -> None:
             "ix_jobs_deadline",
             ["deadline_at"],
             unique=False,
-            postgresql_where=sa.text("state IN ('queued', 'running')"),
-            sqlite_where=sa.text("state IN ('queued', 'running')"),
+            postgresql_where=sa.text("finished_at IS NULL"),
+            sqlite_where=sa.text("finished_at IS NULL"),
         )
         batch_op.create_index(
             "ix_jobs_lease",
@@ -100,8 +100,8 @@ def upgrade() -> None:
             "ix_jobs_share",
             ["owner", "model", "job_class", "finish_tag"],
             unique=False,
-            postgresql_where=sa.text("state IN ('queued', 'running')"),
-            sqlite_where=sa.text("state IN ('queued', 'running')"),
+            postgresql_where=sa.text("finished_at IS NULL"),
+            sqlite_where=sa.text("finished_at IS NULL"),
         )
         batch_op.create_index(
             "ix_jobs_solo",
@@ -188,8 +188,8 @@ def downgrade() -> None:
         )
         batch_op.drop_index(
             "ix_jobs_share",
-            postgresql_where=sa.text("state IN ('queued', 'running')"),
-            sqlite_where=sa.text("state IN ('queued', 'running')"),
+            postgresql_where=sa.text("finished_at IS NULL"),
+            sqlite_where=sa.text("finished_at IS NULL"),
         )
         batch_op.drop_index(
             "ix_jobs_served", postgresql_where=sa.text("attempt > 0"), sqlite_where=sa.text("attempt > 0")
@@ -204,8 +204,8 @@ def downgrade() -> None:
         )
         batch_op.drop_index(
             "ix_jobs_deadline",
-            postgresql_where=sa.text("state IN ('queued', 'running')"),
-            sqlite_where=sa.text("state IN ('queued', 'running')"),
+            postgresql_where=sa.text("finished_at IS NULL"),
+            sqlite_where=sa.text("finished_at IS NULL"),
         )
         batch_op.drop_index(
             "ix_jobs_cleanup",

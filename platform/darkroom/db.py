@@ -39,6 +39,15 @@ NAMING_CONVENTION = {
 
 SQLITE_BUSY_SECONDS = 30
 POSTGRES_CONNECT_SECONDS = 5
+POSTGRES_OPTIONS = {
+    # No statement of ours is ever this long.
+    "statement_timeout": "30000",
+    "idle_in_transaction_session_timeout": "60000",
+    # Every lookup of ours follows an index in its own order. Statistics from an hour when nothing waited let the
+    # planner sort the whole queue for its front instead: 19 ms at 10,000 jobs, against 0.2.
+    "enable_sort": "off",
+    "enable_seqscan": "off",
+}
 NETWORK_FILESYSTEMS = frozenset(
     {"9p", "afs", "ceph", "cifs", "fuse.sshfs", "glusterfs", "lustre", "nfs", "nfs4", "smb3"}
 )
@@ -153,11 +162,11 @@ def _postgresql_engine(url: str, pool_size: int) -> Engine:
         pool_pre_ping=True,
         connect_args={
             "connect_timeout": POSTGRES_CONNECT_SECONDS,
-            # A host that vanished is noticed by the kernel, and no statement of ours is ever this long.
+            # A host that vanished is noticed by the kernel.
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
-            "options": "-c statement_timeout=30000 -c idle_in_transaction_session_timeout=60000",
+            "options": " ".join(f"-c {name}={value}" for name, value in POSTGRES_OPTIONS.items()),
         },
     )
 

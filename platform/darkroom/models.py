@@ -38,6 +38,9 @@ FINAL_STATES = tuple(state for state in JobState if state not in LIVE_STATES)
 QUEUED = text("state = 'queued'")
 RUNNING = text("state = 'running'")
 LIVE = text("state IN ('queued', 'running')")
+# The same, in words that no query for queued or running jobs implies: else the planner may read an index of all live
+# jobs to find one of these.
+UNFINISHED = text("finished_at IS NULL")
 # Claimed at least once, whatever became of it.
 SERVED = text("attempt > 0")
 # As text, because SQLite uses a partial index only for a query that repeats its condition to the letter.
@@ -117,10 +120,18 @@ class Job(Base):
         # How far a line has come: its greatest start tag that was ever claimed.
         Index("ix_jobs_served", "model", "job_class", "start_tag", postgresql_where=SERVED, sqlite_where=SERVED),
         # An owner's greatest finish tag.
-        Index("ix_jobs_share", "owner", "model", "job_class", "finish_tag", postgresql_where=LIVE, sqlite_where=LIVE),
+        Index(
+            "ix_jobs_share",
+            "owner",
+            "model",
+            "job_class",
+            "finish_tag",
+            postgresql_where=UNFINISHED,
+            sqlite_where=UNFINISHED,
+        ),
         Index("ix_jobs_lease", "lease_expires_at", postgresql_where=RUNNING, sqlite_where=RUNNING),
         Index("ix_jobs_worker", "worker_id", postgresql_where=RUNNING, sqlite_where=RUNNING),
-        Index("ix_jobs_deadline", "deadline_at", postgresql_where=LIVE, sqlite_where=LIVE),
+        Index("ix_jobs_deadline", "deadline_at", postgresql_where=UNFINISHED, sqlite_where=UNFINISHED),
         Index("ix_jobs_aging", "job_class", "queued_at", postgresql_where=QUEUED, sqlite_where=QUEUED),
         Index(
             "ix_jobs_solo",

@@ -209,15 +209,10 @@ def test_flood_cannot_overtake_jobs_that_all_came_back(queue) -> None:
     assert jobs_before(queue, waiting) <= 3
 
 
-def test_job_keeps_its_place_when_it_is_put_back(queue) -> None:
-    submitted = [queue.submit("ann") for _ in range(4)]
-    queue.requeue(queue.take())
-    assert queue.order() == submitted
-
-
-def test_job_keeps_its_place_when_its_worker_is_lost(queue) -> None:
-    submitted = [queue.submit("ann") for _ in range(4)]
-    queue.crash(queue.take())
+@pytest.mark.parametrize("come_back", ["requeue", "crash"])
+def test_job_that_comes_back_keeps_its_place(queue, come_back: str) -> None:
+    submitted = [queue.submit(owner) for _ in range(2) for owner in ("ann", "bob")]
+    getattr(queue, come_back)(queue.take())
     assert queue.order() == submitted
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -124,11 +125,18 @@ def test_every_race_for_one_job_has_one_winner(queue, database_url: str) -> None
                 connection.commit()
 
     with psycopg.connect(url, autocommit=True) as starter:
-        again = b"UPDATE jobs SET state = 'queued' WHERE id = %s"
+        again = b"UPDATE jobs SET state = 'queued', lease_expires_at = NULL WHERE id = %s"
         barrier = threading.Barrier(RACERS, action=lambda: starter.execute(again, [job_id]))
         together(RACERS, race)
     assert sorted(number for each in wins for number in each) == list(range(RACES))
     assert queue.row(job_id).attempt == RACES + 1
+
+
+def test_jobs_that_one_owner_submits_at_once_queue_one_behind_the_other(queue, wide: Database) -> None:
+    """Two with one place would have two turns where others have one."""
+    submitted = together(8, lambda _: [replace(queue, database=wide).submit("ann", cost=2) for _ in range(3)])
+    tags = sorted(queue.row(job_id).start_tag for ids in submitted for job_id in ids)  # type: ignore[attr-defined]
+    assert tags == [2.0 * n for n in range(24)]
 
 
 @pytest.mark.parametrize("rival", ["succeed", "fail", "requeue", "cancel", "sweep"])

@@ -50,7 +50,7 @@ def reserve_solo(
     )
     statement = (
         update(Job)
-        .where(QUEUED, Job.id == waiting)
+        .where(Job.id == waiting)
         .values(solo_worker_id=worker_id, solo_reserved_until=now(hold_seconds))
         .returning(Job.id)
         .execution_options(synchronize_session=False)

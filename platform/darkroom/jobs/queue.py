@@ -17,7 +17,7 @@ from darkroom.errors import JobStillLive
 from darkroom.jobs.line import Lines
 from darkroom.jobs.reading import get
 from darkroom.jobs.records import Claim, JobRecord, job_record
-from darkroom.models import LIVE, LIVE_STATES, QUEUED, RUNNING, SERVED, SUSPECT, Job, JobClass, JobState
+from darkroom.models import LIVE_STATES, QUEUED, RUNNING, SERVED, SUSPECT, UNFINISHED, Job, JobClass, JobState
 from darkroom.params import GenerationParams, cost
 
 logger = structlog.get_logger(__name__)
@@ -100,7 +100,7 @@ def start_tag_of(session: Session, owner: str, model: str, job_class: JobClass) 
     served = select(Job.start_tag).where(SERVED, line).order_by(Job.start_tag.desc()).limit(1).scalar_subquery()
     share = (
         select(Job.finish_tag)
-        .where(LIVE, Job.owner == owner, line)
+        .where(UNFINISHED, Job.owner == owner, line)
         .order_by(Job.finish_tag.desc())
         .limit(1)
         .scalar_subquery()
@@ -162,10 +162,13 @@ def _claim_first(
     lease_seconds: float,
     lines: Lines,
 ) -> Claim | None:
-    """Claim what the first look that finds something finds; the databases do not even begin the looks after it."""
+    """Claim what the first look that finds something finds; the databases do not even begin the looks after it.
+
+    The look has locked the job as queued. Saying so again would offer the planner the index of the whole queue.
+    """
     statement = (
         update(Job)
-        .where(QUEUED, Job.id == func.coalesce(*looks))
+        .where(Job.id == func.coalesce(*looks), Job.lease_expires_at.is_(None))
         .values(
             state=JobState.RUNNING,
             attempt=Job.attempt + 1,
@@ -239,10 +242,9 @@ def front_of_queue(database: Database, *, model: str, limit: int) -> list[UUID]:
 def position(database: Database, job_id: UUID) -> int | None:
     """How many queued jobs of its model are claimed before this one; None when it does not wait."""
     with database.read() as session:
-        mine = session.execute(
-            select(Job.model, Job.job_class, Job.start_tag, Job.id).where(QUEUED, Job.id == job_id)
-        ).one_or_none()
-        if mine is None:
+        place = select(Job.model, Job.state, Job.job_class, Job.start_tag, Job.id).where(Job.id == job_id)
+        mine = session.execute(place).one_or_none()
+        if mine is None or mine.state != JobState.QUEUED:
             return None
-        ahead = tuple_(Job.job_class, Job.start_tag, Job.id) < tuple_(*mine[1:])
+        ahead = tuple_(Job.job_class, Job.start_tag, Job.id) < tuple_(*mine[2:])
         return session.scalar(select(func.count()).select_from(Job).where(QUEUED, Job.model == mine.model, ahead))

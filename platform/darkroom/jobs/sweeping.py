@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from uuid import UUID
 
 import structlog
-from sqlalchemy import and_, case, delete, or_, select, update
+from sqlalchemy import and_, case, delete, select, update
 
 from darkroom.db import Database, now
 from darkroom.jobs.ending import move, put_back
 from darkroom.jobs.queue import start_tag_of
 from darkroom.jobs.records import Ended, ended_record
-from darkroom.models import FINAL_STATES, LIVE, QUEUED, RUNNING, Job, JobClass, JobState
+from darkroom.models import FINAL_STATES, LIVE, QUEUED, RUNNING, UNFINISHED, Job, JobClass, JobState
 
 logger = structlog.get_logger(__name__)
 
@@ -29,6 +29,7 @@ def expire_leases(database: Database) -> list[tuple[UUID, str]]:
     overdue = (
         select(Job.id, Job.model, Job.attempt, Job.is_alone, Job.crashes, Job.shared_crashes)
         .where(RUNNING, Job.lease_expires_at < now())
+        .order_by(Job.lease_expires_at)
         .limit(SWEEP_BATCH)
         .with_for_update(skip_locked=True)
     )
@@ -63,7 +64,13 @@ def expire_leases(database: Database) -> list[tuple[UUID, str]]:
 
 def expire_overdue(database: Database) -> int:
     """End the live jobs whose deadline has passed."""
-    overdue = select(Job.id).where(LIVE, Job.deadline_at < now()).limit(SWEEP_BATCH).with_for_update(skip_locked=True)
+    overdue = (
+        select(Job.id)
+        .where(UNFINISHED, Job.deadline_at < now())
+        .order_by(Job.deadline_at)
+        .limit(SWEEP_BATCH)
+        .with_for_update(skip_locked=True)
+    )
     with database.write() as session:
         ids = session.scalars(overdue).all()
         for job_id in ids:
@@ -89,7 +96,7 @@ def promote_aged_bulk(database: Database, *, age_seconds: float) -> int:
             start_tag = start_tag_of(session, owner, model, JobClass.INTERACTIVE)
             session.execute(
                 update(Job)
-                .where(QUEUED, Job.id == job_id)
+                .where(Job.id == job_id)  # locked, as queued
                 .values(
                     job_class=JobClass.INTERACTIVE,
                     start_tag=start_tag,
@@ -122,9 +129,13 @@ def cleaned(database: Database, job_id: UUID, *, late_seconds: float) -> None:
 
 def due_for_deletion(database: Database, *, retention_seconds: Mapping[JobState, float]) -> list[Ended]:
     """Ended jobs that have been kept for as long as their state is kept."""
-    old = [and_(Job.state == state, Job.finished_at < now(-seconds)) for state, seconds in retention_seconds.items()]
+    due: list[Ended] = []
     with database.read() as session:
-        return [ended_record(job) for job in session.scalars(select(Job).where(or_(*old)).limit(SWEEP_BATCH))]
+        for state, seconds in retention_seconds.items():
+            old = select(Job).where(Job.state == state, Job.finished_at < now(-seconds))
+            jobs = session.scalars(old.order_by(Job.finished_at).limit(SWEEP_BATCH))
+            due += [ended_record(job) for job in jobs]
+    return due
 
 
 def delete_ended(database: Database, job_id: UUID) -> None:

@@ -1,0 +1,142 @@
+"""Every statement of ours reads a handful of rows, however deep the queue and however old the database's statistics."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import event, insert, text
+from sqlalchemy.engine import Engine
+from uuid_utils.compat import uuid7
+
+from darkroom import jobs
+from darkroom.db import Database
+from darkroom.jobs import JobClass, JobState, Lines
+from darkroom.models import Job
+
+NUM_ENDED = 6000
+NUM_QUEUED = 4000
+# What a statement may read: what it is after, and the few that run or were claimed out of turn.
+MOST_ROWS = 40
+
+
+@pytest.fixture
+def deep(queue) -> Any:
+    """A deep queue in a database that last counted its rows when nothing waited."""
+    queue.succeed(queue.take() if queue.submit() else None)
+    template = queue.submit()
+    row = {name: value for name, value in vars(queue.row(template)).items() if not name.startswith("_")}
+    queue.cancel(template)
+    ended = row | {"state": "succeeded", "attempt": 1, "finished_at": row["created_at"]}
+    add(queue.database, [ended | {"id": uuid7(), "start_tag": n} for n in range(NUM_ENDED)])
+    count_rows(queue.database)
+    add(queue.database, [row | {"id": uuid7(), "start_tag": n, "finish_tag": n + 1} for n in range(NUM_QUEUED)])
+    for _ in range(3):
+        queue.take()
+    return queue
+
+
+def add(database: Database, rows: list[dict[str, Any]]) -> None:
+    with database.write() as session:
+        session.execute(insert(Job), rows)
+
+
+def count_rows(database: Database) -> None:
+    """As PostgreSQL does by itself now and then. Nobody does it for SQLite."""
+    with database.connect() as connection:
+        if not database.is_sqlite:
+            connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("ANALYZE jobs"))
+
+
+@contextmanager
+def statements() -> Iterator[list[tuple[str, Any]]]:
+    """What is sent to the database meanwhile, to the letter."""
+    sent: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if "jobs" in statement and not statement.startswith("INSERT"):
+            sent.append((statement, parameters))
+
+    event.listen(Engine, "before_cursor_execute", note)
+    yield sent
+    event.remove(Engine, "before_cursor_execute", note)
+
+
+def cut_line() -> Lines:
+    lines = Lines(num_claims=1)
+    lines.passed("small", JobClass.BULK, 2)
+    return lines
+
+
+STATEMENTS: dict[str, Callable[[Any], object]] = {
+    "claim": lambda queue: queue.claim("second", num_held=0),
+    "claim from where the line is remembered": lambda queue: queue.claim("second", num_held=0, lines=cut_line()),
+    "claim in company": lambda queue: queue.claim("first"),
+    "claim of several models": lambda queue: queue.claim("first", models=("small", "large")),
+    "submit": lambda queue: queue.submit("bob"),
+    "heartbeat": lambda queue: queue.beat("first"),
+    "cancel": lambda queue: queue.cancel(jobs.front_of_queue(queue.database, model="small", limit=1)[0]),
+    "succeed": lambda queue: queue.succeed(queue.take("first")),
+    "front of the queue": lambda queue: jobs.front_of_queue(queue.database, model="small", limit=8),
+    "place at the front": lambda queue: jobs.position(
+        queue.database, jobs.front_of_queue(queue.database, model="small", limit=1)[0]
+    ),
+    "expire leases": lambda queue: jobs.expire_leases(queue.database),
+    "expire jobs": lambda queue: jobs.expire_overdue(queue.database),
+    "promote": lambda queue: jobs.promote_aged_bulk(queue.database, age_seconds=3600),
+    "reserve": lambda queue: jobs.reserve_solo(
+        queue.database, worker_id="first", models=["small", "large"], wait_seconds=60, hold_seconds=15
+    ),
+    "clean up": lambda queue: jobs.due_for_cleanup(queue.database),
+    "retire": lambda queue: jobs.due_for_deletion(
+        queue.database, retention_seconds=dict.fromkeys((JobState.SUCCEEDED, JobState.FAILED), 3600.0)
+    ),
+    "list": lambda queue: jobs.list_jobs(queue.database, owner="ann", limit=20),
+}
+
+
+# These sort what runs, or the suspects.
+FEW = {"expire leases", "reserve"}
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_postgresql_reads_a_handful_of_rows(deep, database: Database) -> None:
+    for what, act in STATEMENTS.items():
+        with statements() as sent:
+            act(deep)
+        assert sent
+        for statement, parameters in sent:
+            assert num_rows_read(database, statement, parameters) <= MOST_ROWS, (what, statement)
+
+
+def num_rows_read(database: Database, statement: str, parameters: Any) -> float:
+    with database.connect() as connection:
+        explain = f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {statement}"
+        ((answer,),) = connection.exec_driver_sql(explain, parameters)
+        connection.rollback()
+    (plan,) = json.loads(answer) if isinstance(answer, str) else answer
+    return sum(rows_of(plan["Plan"]))
+
+
+def rows_of(node: dict[str, Any]) -> Iterator[float]:
+    if "Scan" in node["Node Type"]:
+        read = (
+            node["Actual Rows"] + node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
+        )
+        yield read * node["Actual Loops"]
+    for each in node.get("Plans", ()):
+        yield from rows_of(each)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_sqlite_scans_and_sorts_nothing(deep, database: Database) -> None:
+    for what, act in STATEMENTS.items():
+        with statements() as sent:
+            act(deep)
+        assert sent
+        for statement, parameters in sent:
+            with database.connect() as connection:
+                plan = [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+            slow = [step for step in plan if step == "SCAN jobs" or ("ORDER BY" in step and what not in FEW)]
+            assert slow == [], (what, statement)

@@ -10,6 +10,7 @@ from flask.testing import FlaskClient
 from darkroom import jobs
 from darkroom.config import Settings
 from darkroom.web import create_app
+from darkroom.web.wording import shown_size
 
 TWO_MODELS = """
 [models.large]
@@ -264,7 +265,16 @@ def test_box_of_a_picture_has_one_size_before_and_after_it_is_there(browser: Any
     before = [tag for tag in browser.open(job["urls"]["page"]).all("svg")]
     worker.develop()
     after = browser.open(job["urls"]["page"]).all("img")
-    assert [(tag["width"], tag["height"]) for tag in before] == [(tag["width"], tag["height"]) for tag in after]
+    assert [(tag["width"], tag["height"]) for tag in before] == [("432", "576")]
+    assert [(tag["width"], tag["height"]) for tag in after] == [("432", "576")]
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [((96, 128), (432, 576)), ((700, 600), (700, 600)), ((512, 640), (512, 640)), ((512, 1024), (416, 832))],
+)
+def test_lone_picture_is_shown_large_but_fits_a_screen(size: tuple[int, int], shown: tuple[int, int]) -> None:
+    assert shown_size(*size) == shown
 
 
 def test_failed_job_shows_its_reason_and_no_picture(browser: Any, worker: Any, submit: Any) -> None:

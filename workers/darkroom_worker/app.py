@@ -147,16 +147,16 @@ def _celery(settings: Settings, worker: Worker) -> Celery:
     doorbell = Doorbell(settings)
 
     @app.task(name=TASK, bind=True)  # type: ignore[untyped-decorator]
-    def develop(task: Task, job_id: str | None = None, whole_line: bool = False) -> None:
+    def develop(task: Task, job_id: str | None = None) -> None:
         """Claim and develop what waits. The id only says whom the doorbell was rung for."""
-        if worker.work_off(whole_line=whole_line) or job_id is None:
+        if worker.work_off() or job_id is None:
             return
         try:  # this worker was filled while the doorbell was on its way: hand it on
             doorbell.ring(uuid.UUID(job_id), model=model_of(task.request.delivery_info["routing_key"]))
         except BROKER_ERRORS as error:
             logger.warning("doorbell_not_handed_on", job_id=job_id, reason=str(error))
 
-    worker.look = lambda whole_line: develop.apply(kwargs={"whole_line": whole_line}, throw=True)
+    worker.look = lambda: develop.apply(throw=True)
     return app
 
 

@@ -30,6 +30,8 @@ from darkroom_worker.develop import UPLOAD, Developer, Held
 logger = structlog.get_logger(__name__)
 
 PROGRESS_SECONDS = 0.2
+# How long a busy worker may go on from where it remembers its lines to begin: so long may a job that came back wait.
+WHOLE_LINE_SECONDS = 1.0
 NO_DEVICE_EXIT_CODE = 70
 
 
@@ -79,6 +81,7 @@ class Worker:
         self._claiming = threading.Lock()
         self._held: dict[UUID, Held] = {}
         self._lines = Lines()
+        self._saw_whole_line_at = 0.0
         self._is_draining = False
         self._must_run_empty = False
         self._is_storage_away = False
@@ -97,7 +100,7 @@ class Worker:
         if self._settings.poll_seconds:
             self._loops.append(Loop("poll", self._poll, pause_seconds=self._settings.poll_seconds))
         # Both are set by the app, which knows Celery: to `work_off` inside a task, and to hear doorbells again.
-        self.look: Callable[[bool], object] = lambda whole_line: self.work_off(whole_line=whole_line)
+        self.look: Callable[[], object] = self.work_off
         self.on_room: Callable[[], None] = lambda: None
 
     @property
@@ -128,11 +131,11 @@ class Worker:
             return False
         return len(self._held) < self._facts.slots
 
-    def work_off(self, *, whole_line: bool = False) -> bool:
+    def work_off(self) -> bool:
         """Claim and develop jobs until none is left for this worker. Returns whether there was room to look at all."""
         has_looked = False
         try:
-            while held := self._claim(whole_line=whole_line):
+            while held := self._claim():
                 has_looked = True
                 if self.has_room():
                     self._kick()  # where one job waited there may be more, and this thread is busy from now on
@@ -143,16 +146,26 @@ class Worker:
 
     def _kick(self) -> None:
         try:
-            self._pollers.submit(self.look, False)
+            self._pollers.submit(self._look)
         except RuntimeError:
             logger.debug("no_kick_after_shutdown")
 
-    def _claim(self, *, whole_line: bool) -> Held | None:
+    def _look(self) -> None:
+        try:
+            self.look()
+        except Exception:
+            logger.exception("look_failed")  # nobody reads the future
+
+    def _claim(self) -> Held | None:
         with self._claiming:  # one at a time: a suspect must not find company while it is being claimed
             with self._lock:
                 num_held = len(self._held)
                 if not self._has_room():
                     raise _NoRoomError
+            now = time.monotonic()
+            whole_line = now - self._saw_whole_line_at > WHOLE_LINE_SECONDS
+            if whole_line:
+                self._saw_whole_line_at = now
             try:
                 claim = jobs.claim(
                     self._database,
@@ -174,8 +187,11 @@ class Worker:
     def _hold(self, claim: Claim) -> Held:
         held = Held(claim)
         with self._lock:
+            earlier = self._held.get(claim.job_id)
             self._held[claim.job_id] = held
             self._must_run_empty = False
+        if earlier:
+            earlier.lose()  # this worker was thought lost, and now claims again what it still develops
         return held
 
     def _develop(self, held: Held) -> None:
@@ -190,7 +206,8 @@ class Worker:
             self._is_engine_gone = True
         finally:
             with self._lock:
-                self._held.pop(held.claim.job_id, None)
+                if self._held.get(held.claim.job_id) is held:
+                    del self._held[held.claim.job_id]
                 self._emptied.notify_all()
             self.on_room()
 
@@ -200,7 +217,7 @@ class Worker:
             self._is_storage_away = False
             logger.info("claims_resume")
         if self.has_room():
-            self._pollers.submit(self.look, True)
+            self._pollers.submit(self._look)
 
     def beat(self) -> None:
         """Renew the leases of the jobs that move, and let go of those that are somebody else's by now."""

@@ -11,7 +11,7 @@ from darkroom.errors import FieldError, InvalidParameters, JobNotFound
 from darkroom.jobs import ImageRecord, JobClass, JobState
 from darkroom.web.documents import job_document, job_path, models_document
 from darkroom.web.guards import require_json
-from darkroom.web.health import readiness
+from darkroom.web.health import REQUIRED, readiness
 from darkroom.web.problems import Problem, respond
 from darkroom.web.services import KEYLESS_OWNER, job_uuid, services
 from darkroom.web.submission import check, read_body, read_json
@@ -99,13 +99,13 @@ def healthz() -> Response:
 
 @blueprint.get("/readyz")
 def readyz() -> Response:
-    """Whether everything this process depends on answers; 503 names what does not."""
+    """Whether this process can take jobs: 503 names what it lacks; what it can do without only makes it degraded."""
     report = readiness(services())
     failing = [name for name, check in report.items() if not check["ok"]]
-    if failing:
+    if REQUIRED.intersection(failing):
         detail = f"Not ready: {', '.join(failing)}."
         return respond(Problem(503, "not_ready", detail, (), {"Retry-After": "2"}, {"checks": report}))
-    return answer({"status": "ready", "checks": report})
+    return answer({"status": "degraded" if failing else "ready", "failing": failing, "checks": report})
 
 
 def answer(document: Mapping[str, Any], *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

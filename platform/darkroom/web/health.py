@@ -16,6 +16,9 @@ from darkroom.web.services import Services
 logger = structlog.get_logger(__name__)
 
 REDIS_SECONDS = 1.0
+# Without these a web process is of no use. Without the others it still takes jobs and tells about them, and since all
+# web processes share them, a load balancer that turned away from one would turn away from all.
+REQUIRED = frozenset({"database", "relay"})
 
 
 def readiness(services: Services) -> dict[str, dict[str, Any]]:

@@ -120,9 +120,9 @@ class ProgressBoard:
         self._unless_resting(write, None)
 
     def read(self, job_id: UUID) -> dict[str, Any] | None:
-        """Read one job's progress, or None when there is none or Redis does not answer in time."""
+        """Read one job's progress, or None when there is none, it is rubbish, or Redis does not answer in time."""
         raw = self._unless_resting(lambda: self._redis.get(PROGRESS_KEY.format(job_id=job_id)), None)
-        return json.loads(raw) if raw else None
+        return _progress(raw) if raw else None
 
     def announce_cancel(self, job_id: UUID) -> None:
         """Tell the worker that holds the job to stop. The heartbeat tells it too, only later."""
@@ -139,13 +139,28 @@ class ProgressBoard:
             return otherwise
 
 
+def _progress(raw: bytes) -> dict[str, Any] | None:
+    """Take from Redis what has the shape of a progress, and nothing else: whoever can write there has no power here."""
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or not isinstance(found.get("stage"), str):
+        return None
+    counts = {name: found.get(name) for name in ("step", "num_steps")}
+    return {"stage": found["stage"], **counts} if all(type(count) is int for count in counts.values()) else None
+
+
 def listen_for_cancels(redis_url: str, *, on_cancel: Callable[[UUID], None], stop: threading.Event) -> None:
     """Call back for every job that was canceled, until told to stop. Reconnects for ever; misses what it misses."""
     while not stop.is_set():
         try:
             _listen_once(redis_url, on_cancel, stop)
-        except redis.RedisError as error:
+        except (redis.RedisError, OSError) as error:
             logger.warning("cancel_channel_lost", reason=str(error))
+            stop.wait(REDIS_REST_SECONDS)
+        except Exception:
+            logger.exception("cancel_channel_failed")
             stop.wait(REDIS_REST_SECONDS)
 
 
@@ -164,4 +179,7 @@ def _pass_on(data: bytes, on_cancel: Callable[[UUID], None]) -> None:
     except ValueError:
         logger.warning("rubbish_dropped", channel=CANCEL_CHANNEL)
         return
-    on_cancel(job_id)
+    try:
+        on_cancel(job_id)
+    except Exception:  # one job's fault: the next job's signal is still wanted
+        logger.exception("cancel_failed", job_id=str(job_id))

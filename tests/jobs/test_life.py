@@ -190,7 +190,7 @@ def test_whatever_happens_the_table_says_what_the_model_says(queue) -> None:
     run_state_machine_as_test(
         lambda: Life(queue),
         settings=settings(
-            max_examples=25,
+            max_examples=15,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

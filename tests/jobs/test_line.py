@@ -106,7 +106,7 @@ STEPS = st.one_of(
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(steps=st.lists(STEPS, min_size=20, max_size=40))
 def test_worker_that_remembers_passes_over_nothing_but_what_came_back(queue, steps) -> None:

@@ -92,6 +92,7 @@ class Storage:
         with _named("configure", self._bucket):
             try:
                 self._client = session.client("s3", endpoint_url=url, config=common.merge(_patient(settings)))
+                self._reader = session.client("s3", endpoint_url=url, config=common.merge(_brisk()))
                 self._probe = session.client("s3", endpoint_url=url, config=common.merge(_impatient()))
             except ValueError as error:
                 raise StorageError("configure", key=self._bucket, reason=str(error)) from error
@@ -107,13 +108,16 @@ class Storage:
     def get(self, key: str) -> bytes:
         """Read a whole object. Raises ObjectNotFound or StorageError."""
         with _named("get", key):
-            body: bytes = self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+            body: bytes = self._reader.get_object(Bucket=self._bucket, Key=key)["Body"].read()
         return body
 
     def open(self, key: str) -> StoredObject:
-        """Begin to read an object. Raises ObjectNotFound or StorageError here; its chunks raise StorageError later."""
+        """Begin to read an object, giving a silent server up within seconds: a request waits.
+
+        Raises ObjectNotFound or StorageError here; its chunks raise StorageError later.
+        """
         with _named("get", key):
-            answer = self._client.get_object(Bucket=self._bucket, Key=key)
+            answer = self._reader.get_object(Bucket=self._bucket, Key=key)
         return StoredObject(content_type(key), answer["ContentLength"], Chunks(key, answer["Body"]))
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -168,10 +172,12 @@ class Storage:
         body = key.encode()
         with _named("put", key):
             self._probe.put_object(Bucket=self._bucket, Key=key, Body=body)
-        with _named("get", key):
-            kept = self._probe.get_object(Bucket=self._bucket, Key=key)["Body"].read()
-        with _named("delete", key):
-            self._probe.delete_object(Bucket=self._bucket, Key=key)
+        try:
+            with _named("get", key):
+                kept = self._probe.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+        finally:  # the bucket is never listed: nobody else would find it
+            with _named("delete", key):
+                self._probe.delete_object(Bucket=self._bucket, Key=key)
         if kept != body:
             raise StorageError("get", key=key, reason="gave back other bytes than it was given")
 
@@ -207,6 +213,11 @@ def _patient(settings: Settings) -> Config:
         read_timeout=silence,
         retries={"mode": "standard", "total_max_attempts": attempts},
     )
+
+
+def _brisk() -> Config:
+    """Read while somebody waits: a silent server may hold a request, and its thread, for seconds only."""
+    return Config(connect_timeout=1, read_timeout=4, retries={"mode": "standard", "total_max_attempts": 2})
 
 
 def _impatient() -> Config:

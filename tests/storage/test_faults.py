@@ -133,6 +133,14 @@ def test_bucket_that_keeps_other_bytes_is_found_out(storage: Storage, scripted: 
     assert scripted.num_requests == 3
 
 
+def test_probe_that_cannot_be_read_back_is_removed_all_the_same(storage: Storage, scripted: ScriptedServer) -> None:
+    scripted.script = [Answer(200), DENIED, Answer(204)]
+    with pytest.raises(StorageError, match="AccessDenied") as caught:
+        storage.check_writing()
+    assert caught.value.operation == "get"
+    assert scripted.num_requests == 3, "put, get, delete"
+
+
 def test_object_that_breaks_off_is_a_storage_error_and_not_a_short_picture(
     storage: Storage, scripted: ScriptedServer
 ) -> None:

@@ -1,14 +1,19 @@
 """What a person and a program are told while a part of Darkroom is away. Never a traceback, never a long wait."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from sqlalchemy.orm import Session
 
 from darkroom.config import Settings
+from darkroom.db import Database
+from darkroom.errors import DatabaseUnavailable
 from darkroom.web import create_app
 
 SUBMIT_SECONDS = 0.3
@@ -83,6 +88,63 @@ def test_cancel_needs_no_redis(client: FlaskClient, worker: Any, submit: Any, va
     assert time.monotonic() - start < SUBMIT_SECONDS
 
 
+class LostAfterWriting:
+    """A database that can be read until something was written into it, and then goes away."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._is_away = False
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        with self._database.write() as session:
+            yield session
+        self._is_away = True
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        if self._is_away:
+            raise DatabaseUnavailable
+        with self._database.read() as session:
+            yield session
+
+    def dispose(self) -> None:
+        self._database.dispose()
+
+
+@pytest.fixture
+def lose_database(app: Flask) -> Callable[[], None]:
+    """Have the application lose its database right after its next commit."""
+
+    def lose() -> None:
+        services = app.extensions["darkroom"]
+        app.extensions["darkroom"] = replace(services, database=LostAfterWriting(services.database))
+
+    return lose
+
+
+def test_job_that_was_stored_is_accepted_though_its_place_cannot_be_told(
+    client: FlaskClient, lose_database: Callable[[], None]
+) -> None:
+    lose_database()
+    response = client.post("/api/v1/jobs", json=BODY)
+    assert response.status_code == 202
+    assert response.json
+    assert (response.json["state"], response.json["position"]) == ("queued", None)
+
+
+def test_retry_that_was_stored_is_accepted_though_its_place_cannot_be_told(
+    client: FlaskClient, worker: Any, submit: Any, lose_database: Callable[[], None]
+) -> None:
+    job = submit()
+    worker.fail("the card is too small")
+    lose_database()
+    response = client.post(f"{job['urls']['self']}/retry")
+    assert response.status_code == 202
+    assert response.json
+    assert (response.json["retry_of"], response.json["position"]) == (job["id"], None)
+
+
 REQUESTS = [
     ("POST", "/api/v1/jobs"),
     ("GET", "/api/v1/jobs"),
@@ -134,6 +196,18 @@ def test_storage_away_is_503(settings: Settings, client: FlaskClient, worker: An
     assert response.json["code"] == "storage_unavailable"
     assert response.headers["Retry-After"]
     assert response.headers["Cache-Control"] == "no-store"
+
+
+def test_silent_storage_holds_a_request_for_seconds_only(
+    client: FlaskClient, worker: Any, submit: Any, s3: Any
+) -> None:
+    job = submit()
+    worker.develop()
+    s3.pause()
+    start = time.monotonic()
+    response = client.get(job["urls"]["self"] + "/images/0")
+    assert response.status_code == 503
+    assert time.monotonic() - start < 12  # two attempts of 4 s and the pause between them, on a busy machine
 
 
 def test_ready_when_everything_answers(full_app: Flask, bucket: None) -> None:

@@ -29,8 +29,9 @@ def submit_job() -> Response:
     """Queue a job: 202, and where to find it."""
     body = read_json(read_body(request))
     job = services().submit(check(body, services().catalog, services().settings, job_class=JobClass.BULK))
-    position = jobs.position(services().database, job.id)
-    return answer(job_document(job, position=position), status=202, headers={"Location": job_path(job.id)})
+    return answer(
+        job_document(job, position=services().place_of(job)), status=202, headers={"Location": job_path(job.id)}
+    )
 
 
 @blueprint.get("/api/v1/jobs")
@@ -67,8 +68,9 @@ def cancel_job(job_id: str) -> Response:
 def retry_job(job_id: str) -> Response:
     """Queue an ended job once more, as a new job that names the old one: 202. One that has not ended is a conflict."""
     job = services().retry(job_id)
-    position = jobs.position(services().database, job.id)
-    return answer(job_document(job, position=position), status=202, headers={"Location": job_path(job.id)})
+    return answer(
+        job_document(job, position=services().place_of(job)), status=202, headers={"Location": job_path(job.id)}
+    )
 
 
 @blueprint.get("/api/v1/jobs/<job_id>/images/<n>")

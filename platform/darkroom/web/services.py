@@ -6,19 +6,22 @@ from dataclasses import dataclass
 from typing import Any, cast
 from uuid import UUID
 
+import structlog
 from flask import current_app
 
 from darkroom import fleet, jobs
 from darkroom.catalog import Catalog
 from darkroom.config import Settings
 from darkroom.db import Database
-from darkroom.errors import JobNotFound
+from darkroom.errors import DatabaseUnavailable, JobNotFound
 from darkroom.events import ProgressBoard
 from darkroom.jobs import ImageRecord, JobRecord, JobState
 from darkroom.params import resolve
 from darkroom.storage import Storage
 from darkroom.web.background import Background
 from darkroom.web.submission import Submission
+
+logger = structlog.get_logger(__name__)
 
 # Without keys there is one owner: whoever reaches the loopback address.
 KEYLESS_OWNER = "local"
@@ -64,6 +67,17 @@ class Services:
         position = jobs.position(self.database, job.id) if job.state is JobState.QUEUED else None
         progress = self.progress.read(job.id) if job.state is JobState.RUNNING else None
         return Sight(job, position, progress)
+
+    def place_of(self, accepted: JobRecord) -> int | None:
+        """How many are ahead of a job that was just committed; None when that cannot be told now.
+
+        The job is stored: whoever submitted it must not be told of a failure, and submit it a second time.
+        """
+        try:
+            return jobs.position(self.database, accepted.id)
+        except DatabaseUnavailable as error:
+            logger.warning("place_untold", job_id=str(accepted.id), reason=str(error))
+            return None
 
     def has_worker(self, model: str) -> bool:
         """Whether a worker that holds the model was heard of within a lease."""

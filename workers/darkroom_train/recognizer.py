@@ -92,8 +92,8 @@ class Recognizer(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        widths = (width, 2 * width, 3 * width, 4 * width)
-        layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1)]
+        widths = (width, 2 * width, 3 * width)
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 5, stride=2, padding=2)]
         for before, after in pairwise(widths):
             layers += [_Block(before), nn.Conv2d(before, after, 3, stride=2, padding=1)]
         layers += [_Block(widths[-1]), nn.Conv2d(widths[-1], 2 * width, 1), nn.SiLU(), nn.Flatten()]

@@ -78,7 +78,7 @@ class Workshop:
 
     def tokenizer(self) -> bool:
         """Learn the words of the captions."""
-        if self._group.is_first:
+        if self._group.is_first and not (self.folder / "tokenizer").exists():
             self._learn_words()
         self._group.wait()
         return True

@@ -5,9 +5,12 @@ boto3 reads its own AWS_* names; every other name is listed here.
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from darkroom.errors import ConfigError
 
@@ -93,9 +96,13 @@ class Settings(BaseSettings):
     def _name_the_driver(cls, value: str) -> str:
         for prefix in ("postgres://", "postgresql://"):
             if value.startswith(prefix):
-                return "postgresql+psycopg://" + value.removeprefix(prefix)
+                value = "postgresql+psycopg://" + value.removeprefix(prefix)
         if value and not value.startswith(("postgresql+psycopg://", "sqlite:///")):
             raise ValueError("must begin with postgresql:// or sqlite:///")
+        try:
+            _ = make_url(value) if value else None
+        except (ValueError, ArgumentError):  # its own words may repeat the password
+            raise ValueError("is no URL; it looks like postgresql://USER:PASSWORD@HOST:PORT/NAME") from None
         return value
 
     @field_validator("redis_url")
@@ -103,6 +110,10 @@ class Settings(BaseSettings):
     def _refuse_other_brokers(cls, value: str) -> str:
         if value and not value.startswith(("redis://", "rediss://")):
             raise ValueError("must begin with redis:// or rediss://")
+        try:
+            _ = urlsplit(value).port
+        except ValueError:
+            raise ValueError("is no URL; it looks like redis://:PASSWORD@HOST:PORT/0") from None
         return value
 
     @field_validator("s3_endpoint_url")

@@ -11,6 +11,10 @@ from darkroom.errors import ConfigError
 WRONG = [
     ("DARKROOM_DATABASE_URL", "mysql://host/name", "postgresql:// or sqlite:///"),
     ("DATABASE_URL", "oracle://host/name", "postgresql:// or sqlite:///"),
+    ("DATABASE_URL", "postgresql://u:p@h:port/db", "postgresql://USER:PASSWORD@HOST:PORT/NAME"),
+    ("DATABASE_URL", "postgresql://u:p@[::1/db", "postgresql://USER:PASSWORD@HOST:PORT/NAME"),
+    ("REDIS_URL", "redis://h:port/0", "redis://:PASSWORD@HOST:PORT/0"),
+    ("REDIS_URL", "redis://[::1/0", "redis://:PASSWORD@HOST:PORT/0"),
     ("DARKROOM_REDIS_URL", "http://host", "redis:// or rediss://"),
     ("REDIS_URL", "localhost:6379", "redis:// or rediss://"),
     ("S3_ENDPOINT_URL", "minio:9000", "http:// or https://"),
@@ -64,10 +68,11 @@ def test_every_wrong_value_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_refusal_does_not_repeat_what_may_be_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DATABASE_URL", "mysql://root:hunter2@host/name")
-    with pytest.raises(ConfigError) as refusal:
-        load_settings()
-    assert "hunter2" not in str(refusal.value)
+    for url in ("mysql://root:hunter2@host/name", "postgresql://root@host:hunter2/name"):
+        monkeypatch.setenv("DATABASE_URL", url)
+        with pytest.raises(ConfigError) as refusal:
+            load_settings()
+        assert "hunter2" not in str(refusal.value)
 
 
 def test_heartbeat_must_fit_twice_into_a_lease(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,15 @@ class _Commands(click.Group):
             raise click.ClickException(str(error)) from error
 
 
+def _in_a_folder(_ctx: click.Context, _parameter: click.Parameter, output: Path | None) -> Path | None:
+    """Refuse a picture's place before the picture is developed for it."""
+    if output and not output.absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no folder {output.parent}")
+    if output and not os.access(output.absolute().parent, os.W_OK):
+        raise click.BadParameter(f"the folder {output.absolute().parent} cannot be written to")
+    return output
+
+
 URL = click.option(
     "--url", envvar="DARKROOM_URL", default="http://127.0.0.1:8000", show_default=True, help="Where Darkroom is."
 )
@@ -64,6 +73,7 @@ def up(host: str | None, port: int | None, model: Path | None, workers: int) -> 
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    callback=_in_a_folder,
     default="demo.png",
     show_default=True,
     help="Where to write the picture.",
@@ -97,7 +107,10 @@ def demo(prompt: str, output: Path) -> None:
 @click.option("--priority", type=click.Choice(["interactive", "bulk"]), help="Which line to wait in.")
 @click.option("--wait", is_flag=True, help="Wait until the job has ended.")
 @click.option(
-    "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the picture; implies --wait."
+    "--output",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    callback=_in_a_folder,
+    help="Where to write the picture; implies --wait.",
 )
 def submit(url: str, prompt: str, *, wait: bool, output: Path | None, **fields: Any) -> None:
     """Submit PROMPT, and print the job's id.

@@ -79,6 +79,16 @@ def test_status_of_a_finished_job_shows_its_stages_in_order(darkroom, url, worke
     ]
 
 
+@pytest.mark.parametrize("words", [["demo", "--prompt", "a red house"], ["submit", "a red house"]])
+def test_picture_that_could_not_be_written_is_refused_before_any_work(darkroom, tmp_path, words):
+    output = tmp_path / "nodir/x.png"
+    result = darkroom(*words, "--output", output, DARKROOM_URL=f"http://127.0.0.1:{free_port()}", TMPDIR=str(tmp_path))
+    assert result.returncode == 2
+    assert result.stderr.endswith(f"Error: Invalid value for '--output': there is no folder {output.parent}\n")
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_refused_field_is_named(darkroom, url):
     result = darkroom("submit", "a red house", "--width", 7, "--url", url)
     assert result.returncode == 1

@@ -45,6 +45,15 @@ def test_foreign_keys_do_not_reach_our_own_s3(tmp_path: Path, monkeypatch: pytes
     assert "foreign" not in chosen.environment.values()
 
 
+def test_our_own_s3_is_addressed_by_path_whatever_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DARKROOM_S3_ADDRESSING_STYLE", "virtual")
+    chosen = plan(load_settings(home=tmp_path), workers=1)
+    assert chosen.settings.s3_addressing_style == chosen.environment["DARKROOM_S3_ADDRESSING_STYLE"] == "path"
+    monkeypatch.setenv("S3_ENDPOINT_URL", "https://s3.example.net")
+    chosen = plan(load_settings(home=tmp_path), workers=1)
+    assert chosen.environment["DARKROOM_S3_ADDRESSING_STYLE"] == "virtual"
+
+
 def test_parts_read_back_the_settings_they_were_planned_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     chosen = plan(load_settings(home=tmp_path, port=8123, worker_models="a,b", s3_bucket="pictures"), workers=1)
     for name, value in chosen.environment.items():

@@ -45,6 +45,7 @@ def plan(settings: Settings, *, workers: int) -> Plan:
     if settings.s3_endpoint_url is None:
         s3 = S3Server(find_rclone(), settings.home / "s3", free_port())
         given["s3_endpoint_url"] = s3.endpoint_url
+        given["s3_addressing_style"] = "path"  # no bucket has a host name here
     settings = settings.model_copy(update=given)
     return Plan(settings, valkey, s3, _parts(settings, valkey, s3, workers), _environment(settings, valkey, s3))
 
@@ -89,6 +90,7 @@ def _environment(settings: Settings, valkey: ValkeyServer | None, s3: S3Server |
         "DARKROOM_REDIS_URL": settings.redis_url,
         "DARKROOM_S3_ENDPOINT_URL": settings.s3_endpoint_url or "",
         "DARKROOM_S3_BUCKET": settings.s3_bucket,
+        "DARKROOM_S3_ADDRESSING_STYLE": settings.s3_addressing_style,
         "DARKROOM_HOST": settings.host,
         "DARKROOM_PORT": str(settings.port),
         "PYTHONUNBUFFERED": "1",

@@ -50,7 +50,7 @@ class GenerationLimits(_Frozen):
 
 
 class ModelEntry(_Frozen):
-    """One model: what it is called, where its weights are, under which licence, and what it takes."""
+    """One model: what it is called, where its weights are, under which license, and what it takes."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     title: str

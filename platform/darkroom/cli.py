@@ -179,7 +179,7 @@ def models(url: str) -> None:
     from darkroom.client import Client
 
     with Client(url) as client:
-        table = Table("name", "title", "family", "licence", "size", "steps", box=None, pad_edge=False)
+        table = Table("name", "title", "family", "license", "size", "steps", box=None, pad_edge=False)
         for model in client.models():
             size = f"{model.defaults['width']}x{model.defaults['height']}"
             steps = str(model.defaults["num_inference_steps"])

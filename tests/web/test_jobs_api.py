@@ -195,7 +195,7 @@ def test_filter_that_is_not_understood_is_refused(bare_client: FlaskClient, quer
     assert response.json["errors"][0]["limit"]
 
 
-def test_models_lists_limits_and_licence_but_not_where_weights_lie(bare_client: FlaskClient) -> None:
+def test_models_lists_limits_and_license_but_not_where_weights_lie(bare_client: FlaskClient) -> None:
     answer = bare_client.get("/api/v1/models").json
     model = answer["models"][0]
     assert answer["default"] == model["name"] == "darkroom-seeded"

@@ -89,7 +89,7 @@ def show_image(job_id: str, n: str) -> Response:
 
 @blueprint.get("/api/v1/models")
 def list_models() -> Response:
-    """Every model on offer, with its limits and licence."""
+    """Every model on offer, with its limits and license."""
     return answer(models_document(services().catalog))
 
 

@@ -20,8 +20,8 @@ JOB_SECONDS = 600
 def run(prompt: str, *, output: Path, console: Console) -> None:
     """Develop one picture and write it to `output`. Raises DarkroomError, or Interrupted by a signal.
 
-    It has a home and servers of its own and leaves nothing but the picture: no database, Redis or S3 that the environment
-    names is used. Everything else is as the environment says, the catalog and the models among it.
+    It has a home and servers of its own and leaves nothing but the picture: no database, Redis or S3 that the
+    environment names is used. Everything else is as the environment says, the catalog and the models among it.
     """
     began_at = time.monotonic()
     with TemporaryDirectory(prefix="darkroom-demo-", ignore_cleanup_errors=True) as home:

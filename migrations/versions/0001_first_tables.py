@@ -81,6 +81,7 @@ def upgrade() -> None:
             sqlite_where=sa.text("state = 'running'"),
         )
         batch_op.create_index("ix_jobs_owner", ["owner", "id"], unique=False)
+        batch_op.create_index("ix_jobs_owner_state", ["owner", "state", "id"], unique=False)
         batch_op.create_index(
             "ix_jobs_queue",
             ["model", "job_class", "start_tag", "id"],
@@ -198,6 +199,7 @@ def downgrade() -> None:
         batch_op.drop_index(
             "ix_jobs_queue", postgresql_where=sa.text("state = 'queued'"), sqlite_where=sa.text("state = 'queued'")
         )
+        batch_op.drop_index("ix_jobs_owner_state")
         batch_op.drop_index("ix_jobs_owner")
         batch_op.drop_index(
             "ix_jobs_lease", postgresql_where=sa.text("state = 'running'"), sqlite_where=sa.text("state = 'running'")

@@ -4,11 +4,13 @@ PostgreSQL is the production database, SQLite (WAL) the embedded one. Every diff
 or marked `dialect` where it is used.
 """
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ NAMING_CONVENTION = {
 
 SQLITE_BUSY_SECONDS = 30
 POSTGRES_CONNECT_SECONDS = 5
+POSTGRES_VANISHED_MILLISECONDS = 25_000
 POSTGRES_OPTIONS = {
     # No statement of ours is ever this long.
     "statement_timeout": "30000",
@@ -154,18 +157,22 @@ def _faults() -> Iterator[None]:
 
 
 def _postgresql_engine(url: str, pool_size: int) -> Engine:
+    if not find_spec("psycopg"):
+        raise ConfigError("DATABASE_URL: PostgreSQL needs the extra that brings its driver: darkroom[postgres]")
     return create_engine(
         url,
+        hide_parameters=True,  # a prompt is among them
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=POSTGRES_CONNECT_SECONDS,
         pool_pre_ping=True,
         connect_args={
             "connect_timeout": POSTGRES_CONNECT_SECONDS,
-            # A host that vanished is noticed by the kernel.
+            # A host that vanished is noticed by the kernel, idle or in the middle of an answer.
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
+            "tcp_user_timeout": POSTGRES_VANISHED_MILLISECONDS,
             "options": " ".join(f"-c {name}={value}" for name, value in POSTGRES_OPTIONS.items()),
         },
     )
@@ -175,11 +182,20 @@ def _sqlite_engine(url: str) -> Engine:
     path = make_url(url).database
     if not path or path == ":memory:":
         raise ConfigError("DATABASE_URL: SQLite needs a file that several processes can open, not :memory:")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": SQLITE_BUSY_SECONDS})
+    _create_private(Path(path))
+    engine = create_engine(url, hide_parameters=True, poolclass=NullPool, connect_args={"timeout": SQLITE_BUSY_SECONDS})
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _create_private(path: Path) -> None:
+    """Make an empty file that only its owner reads; SQLite gives its log and its index the same rights."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise DatabaseUnavailable(f"{path} cannot be opened: {error.strerror}") from error
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -148,6 +148,8 @@ class Job(Base):
         ),
         Index("ix_jobs_retention", "state", "finished_at"),
         Index("ix_jobs_owner", "owner", "id"),
+        # The gallery: an owner's jobs of one state, newest first, however many others there are.
+        Index("ix_jobs_owner_state", "owner", "state", "id"),
     )
 
 

@@ -15,13 +15,16 @@ from darkroom.jobs import Ended, JobState
 from darkroom.loops import Loop
 from darkroom.storage import Storage, attempt_keys
 
-# How often the slow chores are done, in rounds of the quick ones.
+# How often the chores are done, in rounds of the sweep.
 ROUNDS_PER_CHORE = 10
 SECONDS_PER_DAY = 86400.0
 
 
 class Sweeper:
-    """The loop. `on_waiting` is called with (job, model) of every job that waits again."""
+    """Two loops: the sweep, which nothing may hold up, and the chores, some of which wait for the storage.
+
+    `on_waiting` is called with (job, model) of every job that waits again.
+    """
 
     def __init__(
         self,
@@ -36,10 +39,20 @@ class Sweeper:
         self._storage = storage
         self._on_waiting = on_waiting
         self._connected_since: float | None = None
-        self._rounds = 0
-        self._loop = Loop("sweeper", self._turn, pause_seconds=settings.sweep_seconds)
-        self.ensure_alive = self._loop.ensure_alive
-        self.stop = self._loop.stop
+        self._loops = (
+            Loop("sweep", self._turn, pause_seconds=settings.sweep_seconds),
+            Loop("chores", self.do_chores, pause_seconds=settings.sweep_seconds * ROUNDS_PER_CHORE),
+        )
+
+    def ensure_alive(self) -> None:
+        """Start whichever loop does not run. To be called after a fork, never before."""
+        for loop in self._loops:
+            loop.ensure_alive()
+
+    def stop(self) -> None:
+        """End both loops. Again is fine, and so is before `ensure_alive`."""
+        for loop in self._loops:
+            loop.stop()
 
     def _turn(self) -> None:
         try:
@@ -49,14 +62,11 @@ class Sweeper:
             raise
 
     def sweep(self) -> None:
-        """One round. Raises DatabaseUnavailable, and StorageError when strays cannot be deleted."""
+        """One round of what must be punctual: deadlines and leases. Raises DatabaseUnavailable."""
         jobs.expire_overdue(self._database)
         if self._has_seen_a_lease():
             for job_id, model in jobs.expire_leases(self._database):
                 self._on_waiting(job_id, model=model)
-        self._rounds += 1
-        if self._rounds % ROUNDS_PER_CHORE == 1:
-            self._do_chores()
 
     def _has_seen_a_lease(self) -> bool:
         """Whether the database has been there for a whole lease: before that, every lease looks run out."""
@@ -64,7 +74,8 @@ class Sweeper:
             self._connected_since = time.monotonic()
         return time.monotonic() - self._connected_since >= self._settings.lease_seconds
 
-    def _do_chores(self) -> None:
+    def do_chores(self) -> None:
+        """One round of the rest. Raises DatabaseUnavailable, and StorageError when objects cannot be deleted."""
         jobs.promote_aged_bulk(self._database, age_seconds=self._settings.bulk_promotion_seconds)
         fleet.forget_silent(self._database, lease_seconds=self._settings.lease_seconds)
         self._clean_up()

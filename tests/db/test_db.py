@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import cast, literal, select, text, update
-from sqlalchemy.exc import StatementError
+from sqlalchemy.exc import IntegrityError, StatementError
 
 from darkroom.db import Database, UtcDateTime, is_on_network, now
 from darkroom.errors import ConfigError, DatabaseUnavailable
@@ -154,9 +154,27 @@ def test_sqlite_in_memory_is_refused(url: str) -> None:
 
 def test_sqlite_that_cannot_be_opened_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    database = Database(f"sqlite:///{tmp_path}/folder")
-    with pytest.raises(DatabaseUnavailable), database.read() as session:
-        session.execute(text("SELECT 1"))
+    with pytest.raises(DatabaseUnavailable, match="folder"):
+        Database(f"sqlite:///{tmp_path}/folder")
+
+
+def test_sqlite_database_is_read_by_its_owner_only(tmp_path: Path) -> None:
+    """It holds everybody's prompts."""
+    database = Database(f"sqlite:///{tmp_path}/home/darkroom.db")
+    with database.write() as session:
+        session.execute(text("CREATE TABLE prompts (prompt TEXT)"))
+        rights = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "home").iterdir()}
+    assert rights == dict.fromkeys(["darkroom.db", "darkroom.db-wal", "darkroom.db-shm"], 0o600)
+    assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # PostgreSQL's own words name the failing row
+def test_database_error_tells_no_values(database: Database) -> None:
+    """They go to the log, and a prompt is among them."""
+    insert = text("INSERT INTO workers (id) VALUES (:prompt)")
+    with pytest.raises(IntegrityError) as caught, database.write() as session:
+        session.execute(insert, {"prompt": "nobody's business"})
+    assert "nobody's business" not in str(caught.value)
 
 
 def test_file_on_this_host_is_not_on_a_network(tmp_path: Path) -> None:

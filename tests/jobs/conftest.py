@@ -65,6 +65,7 @@ class Queue:
         num_held: int | None = None,
         lines: Lines | None = None,
         whole_line: bool = False,
+        job_classes: tuple[JobClass, ...] = tuple(JobClass),
     ) -> Claim | None:
         """Claim for a worker, which is known to hold what it has claimed and not let go of."""
         held = self.held.setdefault(worker, {})
@@ -76,6 +77,7 @@ class Queue:
             lease_seconds=LEASE_SECONDS,
             lines=lines or Lines(),
             whole_line=whole_line,
+            job_classes=job_classes,
         )
         if claim:
             held[claim.job_id] = claim.attempt

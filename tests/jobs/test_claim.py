@@ -3,7 +3,7 @@
 from uuid import UUID
 
 import pytest
-from sqlalchemy import delete
+from sqlalchemy import delete, select, update
 
 from darkroom import jobs
 from darkroom.jobs import JobClass, JobState, Lines
@@ -346,3 +346,22 @@ def test_job_that_does_not_wait_has_no_position(queue, nobody: UUID) -> None:
     claim = queue.take() if queue.submit() else None
     assert jobs.position(queue.database, claim.job_id) is None
     assert jobs.position(queue.database, nobody) is None
+
+
+def test_claim_of_interactive_jobs_leaves_bulk_ones_waiting(queue) -> None:
+    bulk = queue.submit()
+    assert queue.claim(job_classes=(JobClass.INTERACTIVE,)) is None
+    interactive = queue.submit(job_class=JobClass.INTERACTIVE)
+    assert queue.take(job_classes=(JobClass.INTERACTIVE,)).job_id == interactive
+    assert queue.state(bulk) == JobState.QUEUED
+
+
+def test_job_that_nobody_can_read_fails_and_blocks_nobody(queue) -> None:
+    """A newer version may have written parameters that this one does not know."""
+    unreadable, readable = queue.submit(), queue.submit()
+    with queue.database.write() as session:
+        session.execute(update(Job).where(Job.id == unreadable).values(params={"prompt": "a house", "from": "later"}))
+    assert queue.take().job_id == readable
+    with queue.database.read() as session:
+        state, code = session.execute(select(Job.state, Job.error_code).where(Job.id == unreadable)).one()
+    assert (state, code) == (JobState.FAILED, "unreadable-parameters")

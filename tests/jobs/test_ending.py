@@ -224,3 +224,12 @@ def test_second_finish_of_one_attempt_is_refused(queue) -> None:
     with pytest.raises(StaleAttempt):
         queue.succeed(claim)
     assert len(queue.get(claim.job_id).images) == 1
+
+
+def test_job_that_is_put_back_ages_on(queue) -> None:
+    """Bulk that has waited too long is promoted, however often its worker was drained meanwhile."""
+    queue.submit()
+    claim = queue.take()
+    queue.age(claim.job_id, queued_at=500)
+    queue.requeue(claim)
+    assert jobs.promote_aged_bulk(queue.database, age_seconds=400) == 1

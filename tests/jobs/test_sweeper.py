@@ -11,7 +11,7 @@ from darkroom.fleet import WorkerFacts
 from darkroom.jobs import Claim, JobState
 from darkroom.stack.servers import wait_until
 from darkroom.storage import Storage, attempt_keys
-from darkroom.sweeper import ROUNDS_PER_CHORE, Sweeper
+from darkroom.sweeper import Sweeper
 
 DAY = 86400.0
 LONG = 3600.0
@@ -32,9 +32,9 @@ class Sweep:
         )
 
     def chores(self) -> None:
-        """Sweep until the slow chores were done once more."""
-        for _ in range(ROUNDS_PER_CHORE):
-            self.sweeper.sweep()
+        """Sweep once, and do the chores."""
+        self.sweeper.sweep()
+        self.sweeper.do_chores()
 
     def upload(self, claim: Claim) -> list[str]:
         keys = attempt_keys(claim.job_id, claim.attempt, claim.params.num_images, claim.params.format)

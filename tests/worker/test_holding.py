@@ -47,10 +47,8 @@ def submit(database: Database) -> Callable[[], UUID]:
     values = {"prompt": "a house", "width": 64, "height": 64, "num_inference_steps": 1, "guidance_scale": 1.0}
     params = GenerationParams(sampler="euler", seed=0, **values)
 
-    def submit() -> UUID:
-        record = jobs.submit(
-            database, owner="ann", model=MODEL, params=params, job_class=JobClass.BULK, ttl_seconds=3600
-        )
+    def submit(job_class: JobClass = JobClass.BULK) -> UUID:
+        record = jobs.submit(database, owner="ann", model=MODEL, params=params, job_class=job_class, ttl_seconds=3600)
         return record.id
 
     return submit
@@ -115,6 +113,31 @@ def test_a_worker_that_claims_its_own_lost_job_again_holds_only_the_new_attempt(
 
     assert sorted(attempts) == [1, 2]
     assert jobs.get(database, job_id).state is JobState.FAILED
+
+
+@on_sqlite
+def test_bulk_jobs_make_way_for_as_many_interactive_ones(
+    database: Database, make_worker: Any, submit: Callable[..., UUID]
+) -> None:
+    bulk, more_bulk = submit(), submit()
+    interactive: list[UUID] = []
+    claimed: list[UUID] = []
+
+    def develop(held: Held) -> None:
+        claimed.append(held.claim.job_id)
+        if held.claim.job_id == bulk:
+            assert not worker.work_off(), "a doorbell for bulk must go to another worker"
+            interactive.extend(submit(JobClass.INTERACTIVE) for _ in range(2))
+            assert worker.work_off()
+        elif held.claim.job_id in interactive:
+            assert not worker.has_room()
+            assert not worker.work_off(), "one interactive job is held for the one slot"
+        jobs.fail(database, held.claim.job_id, attempt=1, code="x", message="x")
+
+    worker = make_worker(develop, slots=1)
+    worker.work_off()
+
+    assert claimed == [bulk, *interactive, more_bulk]
 
 
 def _let_the_lease_run_out(database: Database) -> None:

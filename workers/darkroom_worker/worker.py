@@ -20,7 +20,7 @@ from darkroom.db import Database
 from darkroom.errors import DarkroomError, DatabaseUnavailable, JobFinished, StaleAttempt, StorageError
 from darkroom.events import ProgressBoard, listen_for_cancels
 from darkroom.fleet import WorkerFacts
-from darkroom.jobs import Claim, Lines
+from darkroom.jobs import Claim, JobClass, Lines
 from darkroom.loops import Loop
 from darkroom.models import WorkerState
 from darkroom.storage import Storage
@@ -70,7 +70,10 @@ class _NoRoomError(Exception):
 
 
 class Worker:
-    """Holds up to `slots` jobs. All public methods may be called from any thread."""
+    """Holds up to `slots` jobs, and interactive ones beyond that for which bulk ones make way.
+
+    All public methods may be called from any thread.
+    """
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -91,7 +94,7 @@ class Worker:
         self._stop = threading.Event()
         self._board = ProgressBoard(self._settings.redis_url)
         self._published: dict[UUID, object] = {}
-        self._pollers = ThreadPoolExecutor(self._facts.slots, thread_name_prefix="poll")
+        self._pollers = ThreadPoolExecutor(2 * self._facts.slots, thread_name_prefix="poll")
         self._loops = [
             Loop("heartbeat", self.beat, pause_seconds=self._settings.heartbeat_seconds),
             Loop("watch", self._watch, pause_seconds=self._settings.heartbeat_seconds),
@@ -118,18 +121,24 @@ class Worker:
         logger.info("worker_ready", worker=self._facts.id, device=self._facts.device, models=self._facts.models)
 
     def has_room(self) -> bool:
-        """Whether the worker would take another job now."""
+        """Whether the worker would take another job of any class now."""
         with self._lock:
-            return self._has_room()
+            return JobClass.BULK in self._room()
 
-    def _has_room(self) -> bool:
+    def _room(self) -> tuple[JobClass, ...]:
+        """The classes of which the worker would take another job now."""
         if self._is_draining or self._is_storage_away or self._is_engine_gone:
-            return False
+            return ()
         if self._must_run_empty and self._held:
-            return False
-        if any(held.claim.is_solo for held in self._held.values()):
-            return False
-        return len(self._held) < self._facts.slots
+            return ()
+        claims = [held.claim for held in self._held.values()]
+        if any(claim.is_solo for claim in claims):
+            return ()
+        if len(claims) < self._facts.slots:
+            return tuple(JobClass)
+        # A bulk job makes way: the engine parks its requests while an interactive one's are developed.
+        num_interactive = sum(claim.job_class == JobClass.INTERACTIVE for claim in claims)
+        return (JobClass.INTERACTIVE,) if num_interactive < self._facts.slots else ()
 
     def work_off(self) -> bool:
         """Claim and develop jobs until none is left for this worker. Returns whether there was room to look at all."""
@@ -159,9 +168,9 @@ class Worker:
     def _claim(self) -> Held | None:
         with self._claiming:  # one at a time: a suspect must not find company while it is being claimed
             with self._lock:
-                num_held = len(self._held)
-                if not self._has_room():
-                    raise _NoRoomError
+                num_held, job_classes = len(self._held), self._room()
+            if not job_classes:
+                raise _NoRoomError
             now = time.monotonic()
             whole_line = now - self._saw_whole_line_at > WHOLE_LINE_SECONDS
             if whole_line:
@@ -175,6 +184,7 @@ class Worker:
                     lease_seconds=self._settings.lease_seconds,
                     lines=self._lines,
                     whole_line=whole_line,
+                    job_classes=job_classes,
                 )
             except DatabaseUnavailable as error:
                 logger.warning("claim_without_database", reason=str(error))
@@ -182,6 +192,8 @@ class Worker:
             except Exception:
                 logger.exception("claim_failed")
                 return None
+            if claim is None and JobClass.BULK not in job_classes:
+                raise _NoRoomError  # there may be bulk jobs, for others
             return self._hold(claim) if claim else None
 
     def _hold(self, claim: Claim) -> Held:
@@ -216,7 +228,9 @@ class Worker:
             self._parts.storage.check_writing()
             self._is_storage_away = False
             logger.info("claims_resume")
-        if self.has_room():
+        with self._lock:
+            has_room = bool(self._room())
+        if has_room:
             self._pollers.submit(self._look)
 
     def beat(self) -> None:

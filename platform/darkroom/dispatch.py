@@ -10,10 +10,9 @@ from celery import Celery
 from celery.exceptions import CeleryError
 from kombu.entity import Queue
 from kombu.exceptions import KombuError
-from redis import Redis, RedisError
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from redis import RedisError
 
+from darkroom.brokers import impatient_redis
 from darkroom.config import Settings
 
 TASK = "darkroom.develop"
@@ -73,9 +72,7 @@ class Doorbell:
         self._app = celery_app(settings)
         # A publisher gives up sooner than a consumer, which waits inside BRPOP.
         self._app.conf.broker_transport_options |= {"socket_timeout": 1}
-        self._redis = Redis.from_url(
-            settings.redis_url, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0)
-        )
+        self._redis = impatient_redis(settings.redis_url, seconds=1)
 
     def num_waiting(self, model: str) -> int:
         """How many doorbells of a model nobody has heard yet. Raises one of BROKER_ERRORS."""

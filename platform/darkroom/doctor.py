@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
-from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
+from darkroom.addresses import is_loopback
+from darkroom.brokers import impatient_redis
 from darkroom.catalog import Catalog, ModelEntry
 from darkroom.config import Settings, load_settings
 from darkroom.db import Database, is_migrated
@@ -141,19 +140,12 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
         return
     url = urlsplit(settings.redis_url)
     where = f"{url.hostname}:{url.port or 6379}" if url.hostname else url.path
-    if url.hostname and not url.password and not _is_loopback(url.hostname):
+    if url.hostname and not url.password and not is_loopback(url.hostname):
         yield wrong(
             "redis", f"{where} has no password in REDIS_URL", "give it one (requirepass): redis://:PASSWORD@HOST/0"
         )
-    once = Retry(NoBackoff(), 0)
     try:
-        with redis.Redis.from_url(
-            settings.redis_url,
-            socket_timeout=REDIS_SECONDS,
-            socket_connect_timeout=REDIS_SECONDS,
-            retry=once,
-            decode_responses=True,
-        ) as client:
+        with impatient_redis(settings.redis_url, seconds=REDIS_SECONDS, decode_responses=True) as client:
             client.ping()
             yield _eviction(client, where)
     except (redis.RedisError, ValueError) as error:
@@ -252,10 +244,3 @@ def check_port(settings: Settings, *, is_ours: bool) -> Iterator[Finding]:
         yield good("port", f"{where} is in use by a web server that answers")
     else:
         yield wrong("port", f"{where} cannot be used ({problem})", "stop what uses it, or set PORT")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

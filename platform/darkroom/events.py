@@ -15,11 +15,10 @@ from uuid import UUID
 
 import redis
 import structlog
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 from sqlalchemy import BigInteger, Text, and_, cast, func, insert, or_, select, text
 from sqlalchemy.orm import Session
 
+from darkroom.brokers import impatient_redis
 from darkroom.db import Database
 from darkroom.models import Job, JobEvent
 
@@ -98,12 +97,7 @@ class ProgressBoard:
     """How far each running job has come, in Redis. Lossy, bounded in time, silent when Redis is away."""
 
     def __init__(self, redis_url: str) -> None:
-        self._redis = redis.Redis.from_url(
-            redis_url,
-            socket_timeout=REDIS_TIMEOUT_SECONDS,
-            socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
-            retry=Retry(NoBackoff(), 0),  # the client's own default tries for seconds
-        )
+        self._redis = impatient_redis(redis_url, seconds=REDIS_TIMEOUT_SECONDS)
         self._rest_until = 0.0
 
     def publish(self, progress: Mapping[UUID, Mapping[str, Any]]) -> None:

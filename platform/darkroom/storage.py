@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address
 from secrets import token_hex
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +20,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.response import StreamingBody
 
+from darkroom.addresses import is_loopback
 from darkroom.config import Settings
 from darkroom.errors import ObjectNotFound, StorageError
 
@@ -194,7 +194,7 @@ def _common(settings: Settings) -> Config:
         response_checksum_validation="when_required",
         max_pool_connections=max(10, settings.web_threads),
         # an HTTP proxy set for the outside world has no business between us and a server on this host
-        proxies={} if _is_loopback(settings.s3_endpoint_url) else None,
+        proxies={} if is_loopback(urlsplit(settings.s3_endpoint_url or "").hostname or "") else None,
     )
 
 
@@ -222,14 +222,6 @@ def _brisk() -> Config:
 
 def _impatient() -> Config:
     return Config(connect_timeout=1, read_timeout=2, retries={"mode": "standard", "total_max_attempts": 1})
-
-
-def _is_loopback(url: str | None) -> bool:
-    host = urlsplit(url or "").hostname or ""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _location(region: str) -> dict[str, Any]:

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
+from darkroom.brokers import impatient_redis
 from darkroom.errors import StackError
 
 HOST = "127.0.0.1"
@@ -89,12 +88,7 @@ class ValkeyServer:
 
     def is_ready(self) -> bool:
         """Whether it answers PING, which it does not while it loads its file."""
-        with redis.Redis.from_url(
-            self.url,
-            socket_timeout=GREETING_SECONDS,
-            socket_connect_timeout=GREETING_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-        ) as client:
+        with impatient_redis(self.url, seconds=GREETING_SECONDS) as client:
             try:
                 return bool(client.ping())
             except (redis.ConnectionError, redis.TimeoutError):

@@ -6,12 +6,12 @@ it: hence the Host name (rebinding), the Origin (cross-site requests), the conte
 
 import os
 import secrets
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from tempfile import NamedTemporaryFile
 from urllib.parse import SplitResult, urlsplit
 
 from flask import Flask, Response, request
 
+from darkroom.addresses import address_of, is_loopback
 from darkroom.config import Settings
 from darkroom.errors import ConfigError
 from darkroom.web.problems import Refused
@@ -65,7 +65,7 @@ def check_bind(settings: Settings) -> None:
 def check_host(allowed: frozenset[str]) -> None:
     """Refuse a request for a name that is not ours: a page that rebound its name to this machine sends that name."""
     name = _hostname(request.headers.get("Host", ""))
-    is_probe = request.path in OPEN_PATHS and _address(name) is not None
+    is_probe = request.path in OPEN_PATHS and address_of(name) is not None
     if is_loopback(name) or name in allowed or is_probe:
         return
     raise Refused(
@@ -92,19 +92,6 @@ def require_json() -> None:
     is_json = request.mimetype == "application/json" and charset in {"utf-8", "utf8"}
     if not is_json and (has_body or request.mimetype):
         raise Refused(415, "unsupported_media_type", "The body must be application/json, in UTF-8.")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or address can only mean this machine."""
-    address = _address(host)
-    return host == "localhost" if address is None else address.is_loopback
-
-
-def _address(host: str) -> IPv4Address | IPv6Address | None:
-    try:
-        return ip_address(host)
-    except ValueError:
-        return None
 
 
 def _is_own(origin: str, allowed: frozenset[str]) -> bool:

@@ -5,10 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import structlog
-from redis import Redis, RedisError
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from redis import RedisError
 
+from darkroom.brokers import impatient_redis
 from darkroom.db import is_migrated
 from darkroom.errors import DarkroomError
 from darkroom.web.services import Services
@@ -48,6 +47,5 @@ def _database_problem(services: Services) -> str | None:
 
 
 def _redis_problem(url: str) -> None:
-    once = Retry(NoBackoff(), 0)
-    with Redis.from_url(url, socket_timeout=REDIS_SECONDS, socket_connect_timeout=REDIS_SECONDS, retry=once) as redis:
+    with impatient_redis(url, seconds=REDIS_SECONDS) as redis:
         redis.ping()

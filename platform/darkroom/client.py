@@ -78,6 +78,7 @@ class Job(_Document):
 
     @property
     def is_live(self) -> bool:
+        """Whether it can still change."""
         return self.state in LIVE_STATES
 
 
@@ -132,6 +133,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
+        """Give the connections back. Again is fine."""
         self._http.close()
 
     def submit(self, prompt: str, **fields: Any) -> Job:
@@ -140,6 +142,7 @@ class Client:
         return self._ask(Job, "POST", "/api/v1/jobs", json={"prompt": prompt, **given})
 
     def get(self, job_id: UUID | str) -> Job:
+        """Read a job as it is now."""
         return self._ask(Job, "GET", f"/api/v1/jobs/{job_id}")
 
     def list_jobs(self, *, limit: int = 20) -> tuple[Job, ...]:
@@ -147,6 +150,7 @@ class Client:
         return self._ask(_Jobs, "GET", f"/api/v1/jobs?limit={limit}").jobs
 
     def cancel(self, job_id: UUID | str) -> Job:
+        """Call a job off, queued or running; one that was called off before is no error."""
         return self._ask(Job, "POST", f"/api/v1/jobs/{job_id}/cancel")
 
     def models(self) -> tuple[Model, ...]:

@@ -51,18 +51,22 @@ class Finding:
 
     @property
     def mark(self) -> str:
+        """Two characters before its line: ok, absent, or wrong."""
         return "!!" if self.is_wrong else "--" if self.cure else "ok"
 
 
 def good(name: str, fact: str) -> Finding:
+    """Find a thing as it should be."""
     return Finding(name, fact)
 
 
 def absent(name: str, fact: str, cure: str) -> Finding:
+    """Find a thing missing that need not be here."""
     return Finding(name, fact, cure)
 
 
 def wrong(name: str, fact: str, cure: str) -> Finding:
+    """Find a thing that keeps Darkroom from working."""
     return Finding(name, fact, cure, is_wrong=True)
 
 

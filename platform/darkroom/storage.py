@@ -70,6 +70,7 @@ class Chunks:
         return part
 
     def close(self) -> None:
+        """Give the connection up. Again is fine."""
         self._body.close()
 
 

@@ -67,6 +67,7 @@ class Stack:
 
     @property
     def logs(self) -> Path:
+        """The folder of the parts' logs."""
         return self._settings.home / "logs"
 
     def start(self) -> None:

@@ -34,14 +34,18 @@ class Server(Protocol):
     port: int
 
     @property
-    def command(self) -> list[str]: ...
+    def command(self) -> list[str]:
+        """Its command line, which holds no secret."""
 
     @property
-    def environment(self) -> Mapping[str, str]: ...
+    def environment(self) -> Mapping[str, str]:
+        """What its process finds in its environment beside our own."""
 
-    def prepare(self) -> None: ...
+    def prepare(self) -> None:
+        """Write what it reads when it starts. Again is fine."""
 
-    def is_ready(self) -> bool: ...
+    def is_ready(self) -> bool:
+        """Whether it answers."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +60,22 @@ class ValkeyServer:
 
     @property
     def url(self) -> str:
+        """Where it listens, its password included."""
         return f"redis://:{self.password}@{HOST}:{self.port}/0"
 
     @property
     def config(self) -> Path:
+        """The configuration file that prepare() writes."""
         return self.folder / "valkey.conf"
 
     @property
     def command(self) -> list[str]:
+        """Its command line."""
         return [str(self.binary), str(self.config)]
 
     @property
     def environment(self) -> Mapping[str, str]:
+        """Nothing: all that it is told stands in its file."""
         return {}
 
     def prepare(self) -> None:
@@ -108,15 +116,18 @@ class S3Server:
 
     @property
     def endpoint_url(self) -> str:
+        """Where it listens."""
         return f"http://{HOST}:{self.port}"
 
     @property
     def command(self) -> list[str]:
+        """Its command line, which holds no secret."""
         server = [str(self.binary), "serve", "s3", "--config", os.devnull, "--addr", f"{HOST}:{self.port}"]
         return [*server, "--dir-perms", "700", "--file-perms", "600", str(self.folder)]
 
     @property
     def environment(self) -> Mapping[str, str]:
+        """What its process finds in its environment: the keys."""
         # rclone splits the value at commas; the inner quotes keep the pair together.
         return {"RCLONE_AUTH_KEY": f'"{self.access_key_id},{self.secret_access_key}"'}
 
@@ -130,6 +141,7 @@ class S3Server:
         }
 
     def prepare(self) -> None:
+        """Make its folder, for its owner only."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def create_bucket(self, name: str) -> None:

@@ -75,6 +75,7 @@ class Part:
 
     @property
     def variable(self) -> str:
+        """Its name within the names of environment variables."""
         return self.name.upper()
 
     @property

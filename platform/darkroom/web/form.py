@@ -25,6 +25,7 @@ class SizePreset:
 
     @property
     def value(self) -> str:
+        """What the form sends when it is chosen."""
         return f"{self.width}x{self.height}"
 
     @property
@@ -44,6 +45,7 @@ class Form:
 
     @property
     def presets(self) -> tuple[SizePreset, ...]:
+        """The sizes to choose from."""
         return size_presets(self.entry)
 
     @property

@@ -58,6 +58,7 @@ class Problem:
 
     @property
     def title(self) -> str:
+        """The status in HTTP's own words."""
         return HTTPStatus(self.status).phrase
 
     def document(self) -> dict[str, Any]:

@@ -85,8 +85,8 @@ def test_retention_page_gives_the_defaults_in_force() -> None:
 
 
 def test_links_of_the_pages_lead_somewhere() -> None:
-    pages = [*DOCS.glob("*.md"), DOCS.parent / "docker/README.md", DOCS.parent / "SECURITY.md"]
+    at_the_top = [DOCS.parent / name for name in ("README.md", "CHANGELOG.md", "SECURITY.md", "docker/README.md")]
+    pages = [*DOCS.glob("*.md"), *at_the_top]
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())]
-    assert links
-    for page, link in links:
-        assert (page.parent / link).exists(), f"{page.name}: {link}"
+    assert {page for page, _ in links} >= {DOCS.parent / "README.md", DOCS / "many-hosts.md"}
+    assert [f"{page.name}: {link}" for page, link in links if not (page.parent / link).exists()] == []

@@ -32,7 +32,7 @@ lint: .venv/test.stamp ## Check format, style, types and the arrows between modu
 	$(BIN)/lint-imports --no-logo
 
 bench: .venv/test.stamp ## Run the benchmarks and print their tables
-	$(BIN)/python -m pytest -m bench -s tests/bench
+	$(BIN)/python -m pytest -m bench -s tests
 
 clean: ## Remove everything that make has made
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis demo.png

@@ -1,13 +1,13 @@
 from datetime import datetime
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 from flask.testing import FlaskClient
 
 from darkroom.db import Database
 
-MISSING = str(uuid4())
+MISSING = "01a2045d-65c5-7697-ac09-40880b426809"
 
 
 def test_submit_answers_202_with_the_job_and_where_it_is(client: FlaskClient) -> None:

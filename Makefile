@@ -23,7 +23,7 @@ up: .venv/run.stamp ## Start everything on this machine until Ctrl-C: make up [P
 	@exec $(BIN)/darkroom up --port "$$PORT"
 
 test: lint ## Check and test everything: make test [TESTS=tests/jobs]
-	$(BIN)/python -m pytest -m "not bench" $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not bench" $(TESTS)
 
 lint: .venv/test.stamp ## Check format, style, types and the arrows between modules
 	$(BIN)/ruff format --check .

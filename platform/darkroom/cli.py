@@ -6,6 +6,7 @@ So `darkroom --help` and `darkroom submit` stay quick, and a web host needs noth
 import os
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import click
 
@@ -196,6 +197,28 @@ def migrate() -> None:
     settings = load_settings()
     bring_up(settings.database)
     click.echo("the schema is up to date")
+
+
+@main.command()
+@click.argument("job_id", metavar="JOB", type=click.UUID)
+def requeue(job_id: UUID) -> None:
+    """Put a running JOB back into the queue, at its place.
+
+    For operators: it speaks to the database (DATABASE_URL, or SQLite in DARKROOM_HOME). Nothing is counted against
+    the job, and whatever its worker still does to it is refused.
+    """
+    from darkroom import jobs, logs
+    from darkroom.config import load_settings
+    from darkroom.db import Database
+
+    settings = load_settings()
+    logs.configure(settings)
+    database = Database(settings.database)
+    try:
+        jobs.requeue(database, job_id, reason="an operator put it back")
+    finally:
+        database.dispose()
+    click.echo(f"{job_id} waits again")
 
 
 @main.command()

@@ -8,7 +8,10 @@ from uuid import uuid4
 
 import pytest
 
+from darkroom import jobs
 from darkroom.client import Client
+from darkroom.db import Database
+from darkroom.params import GenerationParams
 from darkroom.stack.servers import free_port, wait_until
 
 NO_JOB = str(uuid4())
@@ -30,7 +33,7 @@ def at_work(work, url):
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["up"], ["demo"], ["submit"], ["status"], ["models"], ["migrate"], ["doctor"], ["web"]]
+    "words", [[], ["up"], ["demo"], ["submit"], ["status"], ["models"], ["migrate"], ["requeue"], ["doctor"], ["web"]]
 )
 def test_every_command_explains_itself(darkroom, words):
     result = darkroom(*words, "--help")
@@ -121,6 +124,26 @@ def test_migrate_makes_the_tables_and_may_be_repeated(darkroom, tmp_path):
         result = darkroom("migrate", DARKROOM_HOME=str(tmp_path / "home"))
         assert result.returncode == 0, result.stderr
     assert (tmp_path / "home/darkroom.db").exists()
+
+
+def test_requeue_puts_a_running_job_back(darkroom, database_url):
+    database = Database(database_url)
+    values = {"prompt": "a house", "width": 64, "height": 64, "num_inference_steps": 1, "guidance_scale": 1.0}
+    params = GenerationParams(sampler="euler", seed=0, **values)
+    job = jobs.submit(database, owner="ann", model="small", params=params, job_class=jobs.JobClass.BULK, ttl_seconds=60)
+    claim = jobs.claim(database, worker_id="w", models=["small"], num_held=0, lease_seconds=60, lines=jobs.Lines())
+    assert claim.job_id == job.id
+
+    result = darkroom("requeue", job.id, DATABASE_URL=database_url)
+
+    assert (result.returncode, result.stdout) == (0, f"{job.id} waits again\n")
+    assert jobs.get(database, job.id).state == "queued"
+    database.dispose()
+
+
+def test_requeue_of_an_unknown_job_is_one_sentence(darkroom, database_url):
+    result = darkroom("requeue", NO_JOB, DATABASE_URL=database_url)
+    assert (result.returncode, result.stderr) == (1, f"Error: no job has the id {NO_JOB}\n")
 
 
 def test_impossible_setting_is_one_sentence(darkroom):

@@ -10,7 +10,7 @@ from flask import Flask
 from darkroom.config import Settings
 from darkroom.web import create_app
 
-LOOPS = {"relay", "sweeper"}
+LOOPS = {"relay", "sweep", "chores"}
 
 
 def living() -> set[str]:

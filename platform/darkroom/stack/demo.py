@@ -40,7 +40,7 @@ def run(prompt: str, *, output: Path, console: Console) -> None:
             rows |= _develop(stack, prompt, output, console)
             stack.check()
     console.print(seconds_table(rows | {"all, with the stop": time.monotonic() - began_at}))
-    console.print(f"the picture is at {output}", highlight=False)
+    console.print(f"the picture is at {output}", highlight=False, soft_wrap=True)
 
 
 def _develop(stack: Stack, prompt: str, output: Path, console: Console) -> dict[str, float]:

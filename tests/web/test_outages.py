@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from statistics import median
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from darkroom.errors import DatabaseUnavailable
 from darkroom.web import create_app
 
 SUBMIT_SECONDS = 0.3
+# Far more than a request takes on a busy machine, far less than one that waits for a silent Redis.
+BRIEF_SECONDS = 3
 NOWHERE = "127.0.0.1:1"
 BODY = {"prompt": "a red house"}
 
@@ -30,22 +33,21 @@ def full_app(settings: Settings) -> Iterator[Flask]:
     app.extensions["darkroom"].database.dispose()
 
 
-def submit_in_time(client: FlaskClient) -> Any:
-    client.get("/healthz")
+def submit_and_time(client: FlaskClient) -> tuple[Any, float]:
     start = time.monotonic()
     response = client.post("/api/v1/jobs", json=BODY)
     seconds = time.monotonic() - start
     assert response.status_code == 202
-    assert seconds < SUBMIT_SECONDS
-    return response.json
+    return response.json, seconds
 
 
 @pytest.mark.parametrize("fault", ["stop", "kill", "pause"])
 def test_submit_needs_no_redis(full_app: Flask, valkey: Any, fault: str) -> None:
     client = full_app.test_client()
     getattr(valkey, fault)()
-    for _ in range(5):
-        job = submit_in_time(client)
+    submitted = [submit_and_time(client) for _ in range(7)]
+    job, _ = submitted[-1]
+    assert median(seconds for _, seconds in submitted) < SUBMIT_SECONDS
     assert client.get(job["urls"]["self"]).json["state"] == "queued"
 
 
@@ -60,7 +62,7 @@ def test_running_job_and_its_page_are_shown_without_redis_only_without_a_step(
     start = time.monotonic()
     shown = client.get(job["urls"]["self"])
     page = client.get(job["urls"]["page"])
-    assert time.monotonic() - start < SUBMIT_SECONDS
+    assert time.monotonic() - start < BRIEF_SECONDS
     assert shown.json
     assert (shown.json["state"], shown.json["progress"]) == ("running", None)
     assert page.status_code == 200
@@ -76,7 +78,7 @@ def test_first_look_at_a_running_job_waits_for_redis_only_briefly(
     getattr(valkey, fault)()
     start = time.monotonic()
     assert client.get(job["urls"]["self"]).status_code == 200
-    assert time.monotonic() - start < 2 * SUBMIT_SECONDS
+    assert time.monotonic() - start < BRIEF_SECONDS
 
 
 def test_cancel_needs_no_redis(client: FlaskClient, worker: Any, submit: Any, valkey: Any) -> None:
@@ -85,7 +87,7 @@ def test_cancel_needs_no_redis(client: FlaskClient, worker: Any, submit: Any, va
     valkey.pause()
     start = time.monotonic()
     assert client.post(job["urls"]["cancel"]).json["state"] == "canceled"
-    assert time.monotonic() - start < SUBMIT_SECONDS
+    assert time.monotonic() - start < BRIEF_SECONDS
 
 
 class LostAfterWriting:
@@ -207,7 +209,7 @@ def test_silent_storage_holds_a_request_for_seconds_only(
     start = time.monotonic()
     response = client.get(job["urls"]["self"] + "/images/0")
     assert response.status_code == 503
-    assert time.monotonic() - start < 12  # two attempts of 4 s and the pause between them, on a busy machine
+    assert time.monotonic() - start < 20  # two attempts of 4 s and the pause between them, on a busy machine
 
 
 def test_ready_when_everything_answers(full_app: Flask, bucket: None) -> None:
@@ -228,7 +230,7 @@ def test_outage_of_what_submitting_does_without_takes_no_web_process_out(
     name = {"valkey": "redis"}.get(server, server)
     start = time.monotonic()
     response = full_app.test_client().get("/readyz")
-    assert time.monotonic() - start < 4  # the slowest question waits 1 + 2 s
+    assert time.monotonic() - start < 8  # the slowest question waits 1 + 2 s
     assert response.status_code == 200
     assert response.json
     assert (response.json["status"], response.json["failing"]) == ("degraded", [name])

@@ -129,7 +129,7 @@ def test_an_idle_worker_hears_every_doorbell_beside_a_full_one(
     print(f"submit to claim beside a full worker, ms: p50 {p50 * 1000:.0f}, p99 {p99 * 1000:.0f}")
     assert len(place.journal("began", worker=idle)) == 60
     assert len(place.journal("began", worker=full)) == 2
-    assert max(waits) < 1  # the goal is a quarter of it, and the benchmarks' to keep; no poll would be this quick
+    assert p50 < 0.25  # the goal for p99 is the benchmark's to keep; no poll would be this quick
 
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
@@ -167,8 +167,8 @@ def test_a_worker_that_becomes_free_hears_doorbells_at_once(
         began = time.monotonic()
         until_listening(1)
         waits.append(time.monotonic() - began)
-    # Celery's loop comes round once a second by itself: five times in a row below half of that is no chance.
-    assert max(waits) < 0.5
+    # Celery's loop comes round once a second by itself: four of five below a quarter of that is no chance.
+    assert sorted(waits)[3] < 0.25
 
 
 def _fill(place: Any, doorbell: Doorbell, *, num_jobs: int) -> None:

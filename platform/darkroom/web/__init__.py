@@ -14,7 +14,7 @@ from darkroom.events import ProgressBoard
 from darkroom.relay import Relay
 from darkroom.storage import Storage
 from darkroom.sweeper import Sweeper
-from darkroom.web import api, guards, pages, problems
+from darkroom.web import api, guards, identity, pages, problems
 from darkroom.web.background import Background
 from darkroom.web.guards import check_bind
 from darkroom.web.services import Services
@@ -53,6 +53,7 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
 
     problems.install(app)
     guards.install(app, settings)  # before the form's token is looked at
+    identity.install(app)
     CSRFProtect(app).exempt(
         api.blueprint
     )  # programs hold no cookie; require_json and check_origin stand in for the token
@@ -62,6 +63,7 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
     app.register_blueprint(pages.blueprint)
     app.add_template_global(_asset_urls(), "asset")
     app.add_template_filter(_sentence_case, "sentence_case")
+    identity.rules_of(app, others={"static": "public"})
     return app
 
 

@@ -12,8 +12,9 @@ from darkroom.jobs import ImageRecord, JobClass, JobState
 from darkroom.web.documents import job_document, job_path, models_document
 from darkroom.web.guards import require_json
 from darkroom.web.health import REQUIRED, readiness
+from darkroom.web.identity import asks, current
 from darkroom.web.problems import Problem, respond
-from darkroom.web.services import KEYLESS_OWNER, job_uuid, services
+from darkroom.web.services import job_uuid, services
 from darkroom.web.submission import check, read_body, read_json
 
 DEFAULT_PAGE = 50
@@ -25,6 +26,7 @@ blueprint.before_request(require_json)
 
 
 @blueprint.post("/api/v1/jobs")
+@asks("submit")
 def submit_job() -> Response:
     """Queue a job: 202, and where to find it."""
     body = read_json(read_body(request))
@@ -35,12 +37,13 @@ def submit_job() -> Response:
 
 
 @blueprint.get("/api/v1/jobs")
+@asks("read")
 def list_jobs() -> Response:
     """The newest jobs first, a page at a time. Position and progress are left to each job's own address."""
     query = read_query(request.args)
     found = jobs.list_jobs(
         services().database,
-        owner=KEYLESS_OWNER,
+        owner=current().owner,
         state=query["state"],
         model=query["model"],
         before=query["cursor"],
@@ -52,6 +55,7 @@ def list_jobs() -> Response:
 
 
 @blueprint.get("/api/v1/jobs/<job_id>")
+@asks("read")
 def show_job(job_id: str) -> Response:
     """A job as it is now."""
     sight = services().follow(job_id)
@@ -59,12 +63,14 @@ def show_job(job_id: str) -> Response:
 
 
 @blueprint.post("/api/v1/jobs/<job_id>/cancel")
+@asks("submit")
 def cancel_job(job_id: str) -> Response:
     """Call a job off. Canceling a canceled job is no error; one that ended otherwise is a conflict."""
     return answer(job_document(services().cancel(job_id)))
 
 
 @blueprint.post("/api/v1/jobs/<job_id>/retry")
+@asks("submit")
 def retry_job(job_id: str) -> Response:
     """Queue an ended job once more, as a new job that names the old one: 202. One that has not ended is a conflict."""
     job = services().retry(job_id)
@@ -74,6 +80,7 @@ def retry_job(job_id: str) -> Response:
 
 
 @blueprint.get("/api/v1/jobs/<job_id>/images/<n>")
+@asks("read")
 def show_image(job_id: str, n: str) -> Response:
     """The bytes of a picture, through this server. A picture never changes, so a browser may keep it."""
     image = services().image(job_id, n)
@@ -88,18 +95,21 @@ def show_image(job_id: str, n: str) -> Response:
 
 
 @blueprint.get("/api/v1/models")
+@asks("read")
 def list_models() -> Response:
     """Every model on offer, with its limits and license."""
     return answer(models_document(services().catalog))
 
 
 @blueprint.get("/healthz")
+@asks("public")
 def healthz() -> Response:
     """Whether this process answers at all."""
     return answer({"status": "ok"})
 
 
 @blueprint.get("/readyz")
+@asks("public")
 def readyz() -> Response:
     """Whether this process can take jobs: 503 names what it lacks; what it can do without only makes it degraded."""
     report = readiness(services())

@@ -13,8 +13,9 @@ from darkroom.jobs import JobClass, JobState
 from darkroom.params import MAX_SEED
 from darkroom.web.documents import image_path, job_path
 from darkroom.web.form import FORMATS, Form, form_from, new_form, refused_form
+from darkroom.web.identity import asks, current
 from darkroom.web.problems import unknown_model
-from darkroom.web.services import KEYLESS_OWNER, job_uuid, services
+from darkroom.web.services import job_uuid, services
 from darkroom.web.submission import check, read_form
 from darkroom.web.wording import LABELS, parameters_in_words, sentence_of, shown_size, times_in_words
 
@@ -26,10 +27,11 @@ blueprint = Blueprint("pages", __name__)
 
 
 @blueprint.get("/")
+@asks("read")
 def show_form() -> Response:
     """The form: empty, with a prompt from the address, or with an earlier job's parameters."""
     if again := request.args.get("again"):
-        job = jobs.get(services().database, job_uuid(again), owner=KEYLESS_OWNER)
+        job = jobs.get(services().database, job_uuid(again), owner=current().owner)
         return render_form(form_from(entry_or_default(job.model), job.params))
     texts = {name: text for name, text in request.args.items() if name in LABELS}
     try:
@@ -40,6 +42,7 @@ def show_form() -> Response:
 
 
 @blueprint.post("/")
+@asks("submit")
 def submit_form() -> AnyResponse:
     """Queue what the form asks for, ahead of bulk work, and go to its page; or say what was not taken."""
     entry = entry_or_default(request.form.get("model", ""))
@@ -55,6 +58,7 @@ def submit_form() -> AnyResponse:
 
 
 @blueprint.get("/jobs/<job_id>")
+@asks("read")
 def show_job(job_id: str) -> Response:
     """A job as it is now. Without JavaScript the page asks for itself again while the job lives."""
     sight = services().follow(job_id)
@@ -75,6 +79,7 @@ def show_job(job_id: str) -> Response:
 
 
 @blueprint.post("/jobs/<job_id>/cancel")
+@asks("submit")
 def cancel_job(job_id: str) -> AnyResponse:
     """Call a job off, and go back to its page: if it has ended meanwhile, the page says how."""
     try:
@@ -85,12 +90,13 @@ def cancel_job(job_id: str) -> AnyResponse:
 
 
 @blueprint.get("/gallery")
+@asks("read")
 def show_gallery() -> Response:
     """The pictures of all jobs that succeeded, newest first, a page at a time."""
     cursor = request.args.get("cursor")
     found = jobs.list_jobs(
         services().database,
-        owner=KEYLESS_OWNER,
+        owner=current().owner,
         state=JobState.SUCCEEDED,
         before=job_uuid(cursor) if cursor else None,
         limit=GALLERY_PAGE + 1,  # one more tells whether there is a next page
@@ -111,7 +117,7 @@ def show_gallery() -> Response:
 
 def render_form(form: Form, *, status: int = 200) -> Response:
     """The form page, with the latest jobs below it."""
-    recent = jobs.list_jobs(services().database, owner=KEYLESS_OWNER, limit=RECENT)
+    recent = jobs.list_jobs(services().database, owner=current().owner, limit=RECENT)
     page = render_template(
         "form.html",
         form=form,

@@ -19,12 +19,11 @@ from darkroom.jobs import ImageRecord, JobRecord, JobState
 from darkroom.params import resolve
 from darkroom.storage import Storage
 from darkroom.web.background import Background
+from darkroom.web.identity import current
 from darkroom.web.submission import Submission
 
 logger = structlog.get_logger(__name__)
 
-# Without keys there is one owner: whoever reaches the loopback address.
-KEYLESS_OWNER = "local"
 NO_PICTURE = -1  # what stands in an address and is no number: pictures count from 0
 
 
@@ -52,18 +51,19 @@ class Services:
         """Store a job, then ring for it. Only the database can make this fail or wait."""
         job = jobs.submit(
             self.database,
-            owner=KEYLESS_OWNER,
+            owner=current().owner,
             model=submission.entry.name,
             params=submission.params,
             job_class=submission.job_class,
             ttl_seconds=submission.deadline_seconds,
+            weight=current().weight,
         )
         self.background.notify(job)
         return job
 
     def follow(self, job_id: str) -> Sight:
         """Look at a job as it is now. Raises JobNotFound."""
-        job = jobs.get(self.database, job_uuid(job_id), owner=KEYLESS_OWNER)
+        job = jobs.get(self.database, job_uuid(job_id), owner=current().owner)
         position = jobs.position(self.database, job.id) if job.state is JobState.QUEUED else None
         progress = self.progress.read(job.id) if job.state is JobState.RUNNING else None
         return Sight(job, position, progress)
@@ -86,7 +86,7 @@ class Services:
 
     def cancel(self, job_id: str) -> JobRecord:
         """Call a job off, then tell its worker. Raises JobNotFound or JobFinished."""
-        job = jobs.cancel(self.database, job_uuid(job_id), owner=KEYLESS_OWNER)
+        job = jobs.cancel(self.database, job_uuid(job_id), owner=current().owner)
         self.background.announce_cancel(job.id)
         return job
 
@@ -95,17 +95,17 @@ class Services:
 
         Raises JobNotFound or JobStillLive; UnknownModel or InvalidParameters if its model does not take it any more.
         """
-        ended = jobs.get(self.database, job_uuid(job_id), owner=KEYLESS_OWNER)
+        ended = jobs.get(self.database, job_uuid(job_id), owner=current().owner)
         resolve(self.catalog.get(ended.model), ended.params.model_dump())
         ttl_seconds = self.settings.job_ttl_seconds
-        job = jobs.retry(self.database, ended.id, owner=KEYLESS_OWNER, ttl_seconds=ttl_seconds)
+        job = jobs.retry(self.database, ended.id, owner=current().owner, ttl_seconds=ttl_seconds)
         self.background.notify(job)
         return job
 
     def image(self, job_id: str, n: str) -> ImageRecord:
         """Find a picture of a job. Raises JobNotFound or ImageNotFound."""
         number = int(n) if re.fullmatch("0|[1-9][0-9]{0,5}", n) else NO_PICTURE
-        return jobs.get_image(self.database, job_uuid(job_id), number, owner=KEYLESS_OWNER)
+        return jobs.get_image(self.database, job_uuid(job_id), number, owner=current().owner)
 
 
 def services() -> Services:

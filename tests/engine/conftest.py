@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from torch import Generator, Tensor
+from torch import Tensor
 
 from darkroom_engine import Engine, Handle, Request
 from darkroom_engine.families import seeded
@@ -14,20 +14,15 @@ from darkroom_engine.families.sd import StableDiffusion
 
 
 class RecordingDiffusion(StableDiffusion):
-    """Remembers the rows of every forward and the last latents of every seed."""
+    """Remembers the rows of every forward."""
 
     def __init__(self, pipeline: StableDiffusionPipeline) -> None:
         super().__init__(pipeline, torch.device("cpu"))
         self.rows: list[int] = []
-        self.latents: dict[int, Tensor] = {}
 
     def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
         self.rows.append(len(latents))
         return super().denoise(latents, timesteps, conditioning)
-
-    def decode(self, latents: Tensor, generator: Generator) -> Tensor:
-        self.latents[generator.initial_seed()] = latents.clone()
-        return super().decode(latents, generator)
 
 
 @pytest.fixture(scope="session")
@@ -97,5 +92,22 @@ def develop() -> Callable[..., list[Handle]]:
         while engine.step():
             pass
         return handles
+
+    return run
+
+
+@pytest.fixture
+def step_all() -> Callable[..., dict[int, Tensor]]:
+    """Steps an engine until nothing is in flight, the requests joining one a step; gives each seed's last latents."""
+
+    def run(engine: Engine, *requests: Request) -> dict[int, Tensor]:
+        developments = set()
+        for request in requests:
+            engine.submit(request)
+            engine.step()
+            developments.update(engine._scheduler.developments)
+        while engine.step():
+            pass
+        return {development.request.seed: development.latents for development in developments}
 
     return run

@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from darkroom_engine import Engine, EngineStopped, Handle, Request, RequestFailed
+from darkroom_engine.families.base import Start
 
 
 @pytest.fixture
@@ -20,12 +21,16 @@ def faulty(model: Any) -> Any:
         rows_refused: tuple[int, ...] = ()
         error: Exception = ValueError("this prompt breaks the denoiser")
 
-        def encode(self, request: Request) -> Mapping[str, Tensor]:
-            if request.prompt == "fail to encode":
+        def start(self, request: Request, noise_scheduler: Any, generator: Generator) -> Start:
+            start: Start = super().start(request, noise_scheduler, generator)
+            return Start(start.latents * 1e6) if request.seed == 404 else start
+
+        def encode(self, prompt: str, *, is_negative: bool) -> Mapping[str, Tensor]:
+            if prompt == "fail to encode":
                 raise ValueError("this prompt breaks the encoder")
-            conditioning = super().encode(request)
+            conditioning = super().encode(prompt, is_negative=is_negative)
             marks = {"fail to denoise": torch.inf, "not a number": torch.nan}
-            return {key: embeds + marks.get(request.prompt, 0.0) for key, embeds in conditioning.items()}
+            return {key: embeds + marks.get(prompt, 0.0) for key, embeds in conditioning.items()}
 
         def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
             if len(latents) > self.max_rows:
@@ -36,11 +41,11 @@ def faulty(model: Any) -> Any:
             prediction: Tensor = super().denoise(latents, timesteps, conditioning)
             return prediction
 
-        def decode(self, latents: Tensor, generator: Generator) -> Tensor:
-            if generator.initial_seed() == 404:
+        def decode(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+            if latents.abs().max() > 1e4:
                 raise ValueError("this seed breaks the decoder")
-            image: Tensor = super().decode(latents, generator)
-            return image
+            images: Tensor = super().decode(latents, size)
+            return images
 
     return FaultyDiffusion(model._pipeline)
 

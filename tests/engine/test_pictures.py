@@ -115,7 +115,7 @@ def test_a_picture_is_the_same_alone_and_in_a_mixed_batch(
     make_engine: Callable[..., Engine],
     model: Any,
     request_for: Callable[..., Request],
-    develop: Callable[..., list[Handle]],
+    step_all: Callable[..., dict[int, Tensor]],
 ) -> None:
     mixed = [
         request_for(seed=number, sampler=sampler, num_inference_steps=steps, guidance_scale=guidance, prompt=sampler)
@@ -133,17 +133,10 @@ def test_a_picture_is_the_same_alone_and_in_a_mixed_batch(
             ]
         )
     ]
-    engine = make_engine(max_rows=32)
-    for request in mixed:  # each joins one step after the one before
-        engine.submit(request)
-        engine.step()
-    while engine.step():
-        pass
-    together = dict(model.latents)
+    together = step_all(make_engine(max_rows=32), *mixed)
     assert max(model.rows) >= 6
     for request in mixed:
-        develop(make_engine(), request)
-        alone: Tensor = model.latents[request.seed]
+        alone = step_all(make_engine(), request)[request.seed]
         difference = (together[request.seed] - alone).abs().max() / alone.abs().max()
         assert difference < TOLERANCE, request.sampler
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Generator, Tensor
 
+    from darkroom_engine.families.base import Conditioning, Kept
+
 
 @dataclass(eq=False, kw_only=True)
 class Development:
@@ -31,8 +33,9 @@ class Development:
     step_arguments: Mapping[str, Any]
     generator: "Generator"
     step: int = 0
-    latents: "Tensor | None" = None  # (1, C, h, w)
-    conditioning: "Mapping[str, Tensor] | None" = None  # each (num_rows, ...)
+    latents: "Tensor | None" = None  # (1, ...)
+    conditioning: "Conditioning | None" = None  # each (num_rows, ...)
+    kept: "Kept | None" = None
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from darkroom_engine.errors import (
     RequestCanceled,
     RequestFailed,
 )
-from darkroom_engine.families.sd import StableDiffusion
-from darkroom_engine.models import FAMILIES, LoadedModel, load_pipeline
+from darkroom_engine.families.base import Family
+from darkroom_engine.models import LoadedModel, load_model
 from darkroom_engine.request import Handle, Request
 from darkroom_engine.runner import ModelRunner
 from darkroom_engine.samplers import SAMPLERS
@@ -69,16 +69,23 @@ class Engine:
         return self._thread is not None and self._thread.is_alive()
 
     def load(
-        self, name: str, family: str = "sd", *, source: str, revision: str | None = None, dtype: str | None = None
+        self,
+        name: str,
+        family: str | None = None,
+        *,
+        source: str,
+        revision: str | None = None,
+        dtype: str | None = None,
     ) -> LoadedModel:
         """Load a model onto the device from "seeded:<n>", a folder, or a hub id. Raises ModelLoadError.
 
-        `dtype` is float32 unless said. Only a hub id opens a connection.
+        `dtype` is float32 unless said. A family that is named must be the source's own. Only a hub id opens a
+        connection.
         """
-        pipeline = load_pipeline(name, family, source=source, revision=revision, dtype=dtype)
-        return self.add(name, FAMILIES[family](pipeline, self._runner.device), source=source)
+        model = load_model(name, family, source=source, revision=revision, dtype=dtype, device=self._runner.device)
+        return self.add(name, model, source=source)
 
-    def add(self, name: str, model: StableDiffusion, *, source: str) -> LoadedModel:
+    def add(self, name: str, model: Family, *, source: str) -> LoadedModel:
         """Take in a model that is in memory already. Raises ModelLoadError when the name is taken."""
         if name in self._models:
             raise ModelLoadError(name, f"a model of that name is loaded already, from {self._models[name].source}")
@@ -90,6 +97,7 @@ class Engine:
             num_bytes=model.num_bytes,
             samplers=tuple(SAMPLERS),
             latent_multiple=model.latent_multiple,
+            features=model.features,
         )
         return self._models[name]
 

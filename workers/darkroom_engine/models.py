@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from darkroom_engine.errors import ModelLoadError
-from darkroom_engine.families import sd, seeded
+from darkroom_engine.families import seeded
+from darkroom_engine.families.base import Family
+from darkroom_engine.families.folder import ModelFolder, first_sentence
+from darkroom_engine.families.sd import StableDiffusion
+from darkroom_engine.quiet import quiet
 
-FAMILIES: Mapping[str, type[sd.StableDiffusion]] = {"sd": sd.StableDiffusion}
+FAMILIES: Mapping[str, type[Family]] = {family.family: family for family in (StableDiffusion,)}
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 SEEDED = re.compile(r"seeded:(\d{1,18})")
@@ -28,21 +32,50 @@ class LoadedModel:
     num_bytes: int
     samplers: tuple[str, ...]
     latent_multiple: int
+    features: frozenset[str]
 
 
-def load_pipeline(
-    name: str, family: str, *, source: str, revision: str | None, dtype: str | None
-) -> StableDiffusionPipeline:
-    """Load weights from "seeded:<n>", a folder or a hub id; only the last uses the network. Raises ModelLoadError."""
-    if family not in FAMILIES:
+def load_model(
+    name: str, family: str | None, *, source: str, revision: str | None, dtype: str | None, device: torch.device
+) -> Family:
+    """Load weights from "seeded:<n>", a folder or a hub id; only the last uses the network. Raises ModelLoadError.
+
+    Which family it is, the folder says by its pipeline class; `family` is what the caller holds it for.
+    """
+    if family is not None and family not in FAMILIES:
         raise ModelLoadError(name, f"family {family!r} is unknown; known are: {', '.join(FAMILIES)}")
     if dtype is not None and dtype not in DTYPES:
         raise ModelLoadError(name, f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
     # Always said: without it diffusers loads some parts as stored and others as float32.
     torch_dtype = DTYPES[dtype or "float32"]
     if match := SEEDED.fullmatch(source):
-        return seeded.build(int(match[1]), torch_dtype)
-    folder = Path(source).expanduser()
-    if not folder.exists() and HUB_ID.fullmatch(source):
-        folder = sd.download(name, source, revision)
-    return sd.load_folder(name, folder, torch_dtype)
+        return StableDiffusion(seeded.build(int(match[1]), torch_dtype), device)
+    folder = ModelFolder(name, _find(name, source, revision))
+    family_class = _family_of(folder, family)
+    return family_class(folder.load_pipeline(family_class, torch_dtype), device)
+
+
+def _find(name: str, source: str, revision: str | None) -> Path:
+    path = Path(source).expanduser()
+    return path if path.exists() or not HUB_ID.fullmatch(source) else _download(name, source, revision)
+
+
+def _family_of(folder: ModelFolder, wanted: str | None) -> type[Family]:
+    for family in FAMILIES.values():
+        if folder.pipeline_class in family.pipelines:
+            if wanted not in (None, family.family):
+                raise ModelLoadError(
+                    folder.name, f"{folder.path} is of family {family.family!r}, and was to be {wanted!r}"
+                )
+            return family
+    raise ModelLoadError(folder.name, f"{folder.path} is a {folder.pipeline_class}, which no family develops")
+
+
+def _download(name: str, repository: str, revision: str | None) -> Path:
+    """Bring a pipeline from the hub into its cache, safetensors only, and say where it lies. Raises ModelLoadError."""
+    try:
+        with quiet():
+            return Path(DiffusionPipeline.download(repository, revision=revision, use_safetensors=True))
+    except Exception as error:  # the hub's client raises network, cache and repository errors of many roots
+        problem = first_sentence(error)
+        raise ModelLoadError(name, f"{repository} could not be had from the hub: {problem}") from error

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from darkroom_engine.errors import EngineError
@@ -23,6 +23,11 @@ class Request:
     """One picture to develop.
 
     `priority` 0 is interactive and chosen before 1, bulk. `deadline` is a value of `time.monotonic()`.
+    `image` (height, width, 3) and `mask` (height, width) are uint8 and of the request's own size: the picture that
+    image-to-image begins with, of which `strength` (above 0, at most 1) is replaced; the mask is 255 where something
+    new is to be painted, and 0 where the picture stays. `loras` are names of loaded adapters with their weights.
+    `is_exact` asks for a picture that does not depend on its neighbours; `num_walk_frames` for as many frames of the
+    walk from noise to picture, 0 for none.
     """
 
     model: str
@@ -36,6 +41,12 @@ class Request:
     seed: int
     priority: int = 0
     deadline: float | None = None
+    image: "npt.NDArray[np.uint8] | None" = field(default=None, repr=False, compare=False)
+    mask: "npt.NDArray[np.uint8] | None" = field(default=None, repr=False, compare=False)
+    strength: float = 1.0
+    loras: tuple[tuple[str, float], ...] = ()
+    is_exact: bool = False
+    num_walk_frames: int = 0
 
 
 @dataclass(frozen=True)

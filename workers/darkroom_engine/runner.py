@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from darkroom_engine.batch import Development, StepBatch, StepOutcome
 from darkroom_engine.errors import DeviceLost, RequestFailed, UnknownModel
-from darkroom_engine.families.sd import StableDiffusion
+from darkroom_engine.families.base import Conditioning, Family
 from darkroom_engine.request import Handle, Request
 from darkroom_engine.samplers import SAMPLERS, make_noise_scheduler, step_arguments
 from darkroom_engine.validation import check_request
@@ -31,7 +31,7 @@ class ModelRunner:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.models: dict[str, StableDiffusion] = {}
+        self.models: dict[str, Family] = {}
         self._building = threading.Lock()  # of noise_schedulers
 
     def prepare(self, request: Request) -> Development:
@@ -44,16 +44,25 @@ class ModelRunner:
             raise UnknownModel(request.model, tuple(self.models))
         max_steps = model.scheduler_config["num_train_timesteps"]
         check_request(request, samplers=SAMPLERS, latent_multiple=model.latent_multiple, max_steps=max_steps)
+        model.check(request)
+        num_skipped = model.num_skipped(request)
         with self._building:
-            noise_scheduler = make_noise_scheduler(request.sampler, model.scheduler_config, request.num_inference_steps)
+            noise_scheduler = make_noise_scheduler(
+                request.sampler,
+                model.scheduler_config,
+                request.num_inference_steps,
+                timing=model.timing(request),
+                num_skipped=num_skipped,
+            )
+        timesteps = noise_scheduler.timesteps[num_skipped * noise_scheduler.order :]
         generator = Generator().manual_seed(request.seed)
         return Development(
             request=request,
-            handle=Handle(request, len(noise_scheduler.timesteps)),
+            handle=Handle(request, len(timesteps)),
             batch_key=(request.model, model.batch_key(request)),
             num_rows=model.num_rows(request),
             noise_scheduler=noise_scheduler,
-            timesteps=noise_scheduler.timesteps,
+            timesteps=timesteps,
             step_arguments=step_arguments(noise_scheduler, generator),
             generator=generator,
         )
@@ -75,15 +84,15 @@ class ModelRunner:
                 self._decode(model, development, outcome)
         return outcome
 
-    def _encode(self, model: StableDiffusion, development: Development, outcome: StepOutcome) -> None:
+    def _encode(self, model: Family, development: Development, outcome: StepOutcome) -> None:
         development.handle.advance("encode", 0)
         with self._isolated(development, outcome):
-            noise = model.noise(development.request, development.generator)
-            development.latents = noise * development.noise_scheduler.init_noise_sigma
-            development.conditioning = model.encode(development.request)
+            start = model.start(development.request, development.noise_scheduler, development.generator)
+            development.latents, development.kept = start.latents, start.kept
+            development.conditioning = _condition(model, development)
             development.handle.advance("denoise", 0)
 
-    def _denoise(self, model: StableDiffusion, developments: Sequence[Development], outcome: StepOutcome) -> None:
+    def _denoise(self, model: Family, developments: Sequence[Development], outcome: StepOutcome) -> None:
         """One forward for all. Where it fails, one for each, so that the request at fault fails alone."""
         if not developments:
             return
@@ -103,13 +112,14 @@ class ModelRunner:
             return
         for development, prediction in zip(developments, predictions, strict=True):
             with self._isolated(development, outcome):
-                _step_latents(development, prediction)
+                _step_latents(model, development, prediction)
 
-    def _decode(self, model: StableDiffusion, development: Development, outcome: StepOutcome) -> None:
+    def _decode(self, model: Family, development: Development, outcome: StepOutcome) -> None:
         development.handle.advance("decode", development.step)
         with self._isolated(development, outcome):
             assert development.latents is not None
-            image = model.decode(development.latents, development.generator)
+            request = development.request
+            image = model.decode(development.latents, (request.height, request.width))[0]
             # The one place that waits for the device: once per picture, not once per step.
             if not (development.latents.isfinite().all() and image.isfinite().all()):
                 raise RequestFailed("the picture is not finite: the denoiser or the decoder overflowed")
@@ -149,7 +159,15 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _forward(model: StableDiffusion, developments: Sequence[Development], device: torch.device) -> Sequence[Tensor]:
+def _condition(model: Family, development: Development) -> Conditioning:
+    request = development.request
+    positive = model.encode(request.prompt, is_negative=False)
+    has_negative = development.num_rows == 2
+    negative = model.encode(request.negative_prompt, is_negative=True) if has_negative else None
+    return model.condition(request, positive, negative)
+
+
+def _forward(model: Family, developments: Sequence[Development], device: torch.device) -> Sequence[Tensor]:
     """One denoiser forward for all rows; each request's share of the prediction (num_rows, C, h, w)."""
     latents, timesteps, conditionings = [], [], []
     for development in developments:
@@ -157,11 +175,11 @@ def _forward(model: StableDiffusion, developments: Sequence[Development], device
         assert development.conditioning is not None
         timestep = development.timesteps[development.step]
         scaled = development.noise_scheduler.scale_model_input(development.latents, timestep)
-        latents.append(scaled.expand(development.num_rows, -1, -1, -1))
+        latents += [scaled] * development.num_rows
         timesteps += [float(timestep)] * development.num_rows
         conditionings.append(development.conditioning)
     prediction = model.denoise(
-        torch.cat(latents),  # (B, C, h, w)
+        torch.cat(latents),  # (B, ...)
         # float32: some samplers stand between the integer timesteps, and it holds the integers exactly.
         torch.tensor(timesteps, dtype=torch.float32).to(device, non_blocking=True),
         {key: torch.cat([conditioning[key] for conditioning in conditionings]) for key in conditionings[0]},
@@ -170,11 +188,12 @@ def _forward(model: StableDiffusion, developments: Sequence[Development], device
     return torch.split(prediction, num_rows)
 
 
-def _step_latents(development: Development, prediction: Tensor) -> None:
-    """Apply classifier-free guidance (Ho and Salimans 2022, eq. 6) and the request's own sampler."""
+def _step_latents(model: Family, development: Development, prediction: Tensor) -> None:
+    """Bring the request's rows (num_rows, ...) together, and step it with its own sampler."""
     if development.num_rows == 2:
         unconditional, conditional = prediction.chunk(2)
-        prediction = unconditional + development.request.guidance_scale * (conditional - unconditional)
+        scale = prediction.new_full((1,) * prediction.ndim, development.request.guidance_scale)
+        prediction = model.guide(unconditional, conditional, scale)
     timestep = development.timesteps[development.step]
     development.latents = development.noise_scheduler.step(
         prediction, timestep, development.latents, **development.step_arguments

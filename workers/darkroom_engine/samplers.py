@@ -55,8 +55,12 @@ SAMPLERS: Mapping[str, Sampler] = {
 }
 
 
-def make_noise_scheduler(sampler: str, config: Mapping[str, Any], num_inference_steps: int) -> Any:
+def make_noise_scheduler(
+    sampler: str, config: Mapping[str, Any], num_inference_steps: int, *, timing: Mapping[str, Any], num_skipped: int
+) -> Any:
     """Build a noise_scheduler for one request from the model's scheduler config, its timesteps set, on the CPU.
+
+    `timing` goes to set_timesteps(). The walk begins after the first num_skipped of the inference steps.
 
     One object per request: they keep their state inside. Its tables stay on the CPU, where indexing them never makes
     the device wait. For one thread at a time: it changes the process's warning filters for a moment.
@@ -71,9 +75,9 @@ def make_noise_scheduler(sampler: str, config: Mapping[str, Any], num_inference_
         # diffusers hands tensors to numpy the way that numpy 2 deprecates.
         warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
         noise_scheduler = chosen.noise_scheduler_class.from_config(config, **overrides)
-        noise_scheduler.set_timesteps(num_inference_steps)
+        noise_scheduler.set_timesteps(num_inference_steps, **timing)
     if hasattr(noise_scheduler, "set_begin_index"):
-        noise_scheduler.set_begin_index(0)
+        noise_scheduler.set_begin_index(num_skipped * noise_scheduler.order)
     return noise_scheduler
 
 

@@ -10,13 +10,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from safetensors import SafetensorError, safe_open
 
 from darkroom_engine.errors import ModelLoadError
+from darkroom_engine.families.base import Family
 from darkroom_engine.quiet import quiet
 
 INDEX = "model_index.json"
+WEIGHTED = "config.json"  # a part that is described by this file has weights beside it
 LIBRARIES = ("diffusers", "transformers")
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
@@ -30,6 +33,31 @@ class ModelFolder:
         if not path.is_dir():
             raise ModelLoadError(name, f"there is no folder {path}")
         self._index = self._read_index()
+
+    @property
+    def pipeline_class(self) -> str:
+        """The name of the diffusers class that the folder was saved from."""
+        name = self._index.get("_class_name")
+        if not isinstance(name, str):
+            raise ModelLoadError(self.name, f"{self.path / INDEX} names no pipeline class")
+        return name
+
+    def load_pipeline(self, family: type[Family], dtype: torch.dtype) -> Any:
+        """Build the pipeline from its parts; those that the family leaves out are not read."""
+        foreign = sorted(self.components - set(family.components) - set(family.left_out))
+        if foreign:
+            raise ModelLoadError(
+                self.name,
+                f"{self.path / INDEX} has parts that family {family.family!r} does not know: {', '.join(foreign)}",
+            )
+        for component, files in family.components.items():
+            self.check(component, files)
+        parts = {
+            component: self.load_weights(component, dtype) if WEIGHTED in files else self.load(component)
+            for component, files in family.components.items()
+        }
+        with quiet():
+            return getattr(diffusers, self.pipeline_class)(**parts, **family.left_out)
 
     @property
     def components(self) -> set[str]:

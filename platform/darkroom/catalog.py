@@ -8,9 +8,9 @@ import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
 from darkroom.config import Settings
 from darkroom.errors import CatalogError, UnknownModel
@@ -19,6 +19,14 @@ BUILT_IN = files("darkroom").joinpath("catalog.toml")
 
 # The pipeline class named by a folder's model_index.json -> the family that develops it.
 FAMILY_OF_PIPELINE = {"StableDiffusionPipeline": "sd"}
+
+# What a request may ask for beyond a picture from words.
+Feature = Literal["exact", "img2img", "inpaint", "loras", "preview", "walk"]
+# A family that is not named here makes pictures from words and nothing else.
+FEATURES_OF_FAMILY: Mapping[str, frozenset[Feature]] = {"sd": frozenset(get_args(Feature))}
+
+
+NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
 class _Frozen(BaseModel):
@@ -52,7 +60,7 @@ class GenerationLimits(_Frozen):
 class ModelEntry(_Frozen):
     """One model: what it is called, where its weights are, under which license, and what it takes."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    name: str = Field(pattern=NAME)
     title: str
     description: str = ""
     family: str
@@ -64,7 +72,22 @@ class ModelEntry(_Frozen):
     dtype: str | None = None
     defaults: GenerationDefaults = GenerationDefaults()
     limits: GenerationLimits = GenerationLimits()
+    # The family's own, unless the operator names fewer.
+    features: frozenset[Feature] = frozenset()
+    # Name -> a file, a folder or a hub id.
+    loras: Mapping[Annotated[str, Field(pattern=NAME)], str] = {}
     example_prompts: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_the_features_of_the_family(cls, table: Any) -> Any:
+        if not isinstance(table, Mapping) or not isinstance(table.get("family"), str):
+            return table
+        return {"features": FEATURES_OF_FAMILY.get(table["family"], frozenset())} | dict(table)
+
+    @field_serializer("features")
+    def _in_order(self, features: frozenset[Feature]) -> list[Feature]:
+        return sorted(features)
 
     @model_validator(mode="after")
     def _keep_defaults_within_limits(self) -> Self:
@@ -179,5 +202,11 @@ def _entry(name: str, table: Any, where: str, base: Path) -> ModelEntry:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         field = ".".join(str(part) for part in first["loc"])
         raise CatalogError(f"{where}: models.{name}{'.' + field if field else ''}: {first['msg']}") from error
-    folder = base / entry.source
-    return entry.model_copy(update={"source": str(folder)}) if folder.is_dir() and entry.source else entry
+    loras = {lora: _beside(base, source) for lora, source in entry.loras.items()}
+    return entry.model_copy(update={"source": _beside(base, entry.source), "loras": loras})
+
+
+def _beside(base: Path, source: str) -> str:
+    """A source that is there when read from the catalog's own folder; any other as it stands."""
+    path = base / source
+    return str(path) if source and path.exists() else source

@@ -7,14 +7,29 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.types import Strict
 
-from darkroom.catalog import ModelEntry
+from darkroom.catalog import Feature, ModelEntry
 from darkroom.errors import FieldError, InvalidParameters
 
 MAX_SEED = 2**32 - 1
 PIXELS_PER_MEGAPIXEL = 1_000_000
 
-ImageFormat = Literal["png", "webp", "jpeg"]
+# Of an init image, how much of it is developed anew when nothing is said.
+DEFAULT_STRENGTH = 0.75
+MAX_LORAS = 4
+MAX_LORA_WEIGHT = 2.0
+LONGEST_KEY = 255
+
+ImageFormat = Literal["png", "webp", "jpeg", "avif"]
 Whole = Annotated[int, Strict()]
+
+
+class LoraUse(BaseModel):
+    """One of the model's adapters, and how strongly it acts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Strict()]
+    weight: Annotated[float, Strict()] = 1.0
 
 
 class GenerationParams(BaseModel):
@@ -35,6 +50,16 @@ class GenerationParams(BaseModel):
     format: ImageFormat = "png"
     # Of the lossy formats.
     quality: Annotated[int, Strict(), Field(ge=1, le=100)] = 90
+    # Keys in the storage: the picture to begin from, and which of it to develop anew (white) or keep (black).
+    init_image: Annotated[str, Strict()] | None = None
+    mask: Annotated[str, Strict()] | None = None
+    # Of the init image: 1 forgets it, near 0 keeps it.
+    strength: Annotated[float, Strict()] | None = None
+    loras: tuple[LoraUse, ...] = ()
+    # The same bytes whatever shares the batch, on devices of one fingerprint.
+    exact: Annotated[bool, Strict()] = False
+    # Also store how the picture came out of the noise.
+    walk: Annotated[bool, Strict()] = False
 
     def seed_of(self, n: int) -> int:
         """The seed of picture n."""
@@ -44,10 +69,12 @@ class GenerationParams(BaseModel):
 def resolve(entry: ModelEntry, body: Mapping[str, Any]) -> GenerationParams:
     """Fill in the model's defaults and hold the result to its limits. Raises InvalidParameters with every bad field."""
     filled = entry.defaults.model_dump() | {"seed": secrets.randbelow(MAX_SEED + 1)} | dict(body)
+    if isinstance(filled.get("init_image"), str) and filled.get("strength") is None:
+        filled["strength"] = DEFAULT_STRENGTH
     try:
         params = GenerationParams.model_validate(filled)
     except ValidationError as error:
-        refused = tuple(_type_errors(error, entry))
+        refused = tuple({fault.field: fault for fault in _type_errors(error, entry)}.values())
         raise InvalidParameters([*refused, *_limit_errors_of_the_rest(filled, refused, entry)]) from error
     if errors := list(_limit_errors(params, entry)):
         raise InvalidParameters(errors)
@@ -57,7 +84,8 @@ def resolve(entry: ModelEntry, body: Mapping[str, Any]) -> GenerationParams:
 def cost(params: GenerationParams) -> float:
     """Denoised megapixel-steps over all pictures: the unit of fair share."""
     pixels = params.width * params.height * params.num_images
-    return pixels * params.num_inference_steps / PIXELS_PER_MEGAPIXEL
+    num_steps = params.num_inference_steps * (1.0 if params.strength is None else params.strength)
+    return pixels * num_steps / PIXELS_PER_MEGAPIXEL
 
 
 def limits_in_words(entry: ModelEntry) -> dict[str, str]:
@@ -74,9 +102,26 @@ def limits_in_words(entry: ModelEntry) -> dict[str, str]:
         "sampler": f"one of {', '.join(limits.samplers)}",
         "seed": f"a whole number from 0 to {MAX_SEED}",
         "num_images": f"a whole number from 1 to {limits.max_num_images}",
-        "format": "one of png, webp, jpeg",
+        "format": "one of png, webp, jpeg, avif",
         "quality": "a whole number from 1 to 100",
+        "init_image": _if_has(entry, "img2img", "the picture to begin from"),
+        "mask": _if_has(entry, "inpaint", "the picture of what to develop anew, with an init_image"),
+        "strength": _if_has(entry, "img2img", "a number above 0, at most 1, with an init_image"),
+        "loras": _if_has(entry, "loras", _loras_in_words(entry)),
+        "exact": _if_has(entry, "exact", "true or false"),
+        "walk": _if_has(entry, "walk", "true or false"),
     }
+
+
+def _if_has(entry: ModelEntry, feature: Feature, words: str) -> str:
+    return words if feature in entry.features else "not offered by this model"
+
+
+def _loras_in_words(entry: ModelEntry) -> str:
+    if not entry.loras:
+        return "this model has none"
+    weights = f"weight from {-MAX_LORA_WEIGHT:g} to {MAX_LORA_WEIGHT:g}"
+    return f"at most {MAX_LORAS} of {', '.join(entry.loras)}, each once, {weights}"
 
 
 def _type_errors(error: ValidationError, entry: ModelEntry) -> Iterator[FieldError]:
@@ -86,7 +131,8 @@ def _type_errors(error: ValidationError, entry: ModelEntry) -> Iterator[FieldErr
         if field not in words:
             yield FieldError(_printable(field), "is not a parameter", f"one of {', '.join(words)}")
         else:
-            problem = "is missing" if fault["type"] == "missing" else fault["msg"]
+            is_missing = fault["type"] == "missing" and len(fault["loc"]) == 1
+            problem = "is missing" if is_missing else fault["msg"]
             yield FieldError(field, problem, words[field])
 
 
@@ -96,7 +142,8 @@ def _limit_errors_of_the_rest(
     """Hold the fields that could be read to their limits, with harmless values in place of the others."""
     names = {error.field for error in refused}
     smallest = {"width": entry.limits.min_size, "height": entry.limits.min_size}
-    harmless = entry.defaults.model_dump() | smallest | {"prompt": "-", "seed": 0}
+    source = {"init_image": "-"} if "init_image" in names else {}  # what goes with one is right beside a wrong one
+    harmless = entry.defaults.model_dump() | smallest | {"prompt": "-", "seed": 0} | source
     readable = {name: filled[name] for name in filled.keys() & GenerationParams.model_fields.keys() - names}
     errors = _limit_errors(GenerationParams.model_validate(harmless | readable), entry)
     return (error for error in errors if error.field not in names)
@@ -114,6 +161,12 @@ def _limit_errors(params: GenerationParams, entry: ModelEntry) -> Iterator[Field
         "sampler": lambda: None if params.sampler in limits.samplers else "is not a sampler of this model",
         "seed": lambda: _range_problem(params.seed, 0, MAX_SEED),
         "num_images": lambda: _range_problem(params.num_images, 1, limits.max_num_images),
+        "init_image": lambda: _source_problem(params.init_image, "img2img", entry),
+        "mask": lambda: _source_problem(params.mask, "inpaint", entry) or _alone_problem(params, "mask"),
+        "strength": lambda: _strength_problem(params, entry),
+        "loras": lambda: _loras_problem(params.loras, entry),
+        "exact": lambda: _feature_problem(params.exact, "exact", entry),
+        "walk": lambda: _feature_problem(params.walk, "walk", entry),
     }
     problems = {field: problem for field, check in checks.items() if (problem := check())}
     if not {"width", "height"} & problems.keys() and params.width * params.height > limits.max_pixels:
@@ -131,6 +184,43 @@ def _text_problem(value: str, maximum: int, *, minimum: int) -> str | None:
     if not _is_encodable(value):
         return "holds half of a surrogate pair, which no text encoding can store"
     return None
+
+
+def _feature_problem(is_asked: bool, feature: Feature, entry: ModelEntry) -> str | None:
+    return "is not a feature of this model" if is_asked and feature not in entry.features else None
+
+
+def _source_problem(key: str | None, feature: Feature, entry: ModelEntry) -> str | None:
+    if problem := _feature_problem(key is not None, feature, entry):
+        return problem
+    return _text_problem(key, LONGEST_KEY, minimum=1) if key is not None else None
+
+
+def _alone_problem(params: GenerationParams, field: str) -> str | None:
+    is_alone = getattr(params, field) is not None and params.init_image is None
+    return "is of no use without an init_image" if is_alone else None
+
+
+def _strength_problem(params: GenerationParams, entry: ModelEntry) -> str | None:
+    if params.strength is None:
+        return None
+    if problem := _feature_problem(True, "img2img", entry) or _alone_problem(params, "strength"):
+        return problem
+    return None if 0 < params.strength <= 1 else f"{params.strength:g} is out of range"
+
+
+def _loras_problem(loras: tuple[LoraUse, ...], entry: ModelEntry) -> str | None:
+    names = [lora.name for lora in loras]
+    if problem := _feature_problem(bool(loras), "loras", entry):
+        return problem
+    if len(loras) > MAX_LORAS:
+        return f"are {len(loras)}"
+    if unknown := [name for name in names if name not in entry.loras]:
+        return f"{_printable(unknown[0])} is not among this model's"
+    if len(set(names)) < len(names):
+        return "name one twice"
+    problems = (_range_problem(lora.weight, -MAX_LORA_WEIGHT, MAX_LORA_WEIGHT) for lora in loras)
+    return next((f"weight {problem}" for problem in problems if problem), None)
 
 
 def _size_problem(value: int, entry: ModelEntry) -> str | None:

@@ -24,7 +24,7 @@ from darkroom.addresses import is_loopback
 from darkroom.config import Settings
 from darkroom.errors import ObjectNotFound, StorageError
 
-CONTENT_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
+CONTENT_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg", "avif": "image/avif"}
 CHUNK_BYTES = 256 * 1024
 DELETE_BATCH = 1000  # the most keys one DeleteObjects takes
 KEY = re.compile(r"[a-z0-9_-][a-z0-9_.-]*(/[a-z0-9_-][a-z0-9_.-]*)*")  # no empty segment, none that begins with a dot
@@ -40,10 +40,16 @@ def thumb_key(job_id: UUID, attempt: int, n: int) -> str:
     return f"jobs/{job_id}/{attempt}/{n}.thumb.webp"
 
 
+def walk_key(job_id: UUID, attempt: int) -> str:
+    """Name the object that shows how an attempt's first picture came out of the noise."""
+    return f"jobs/{job_id}/{attempt}/walk.webp"
+
+
 def attempt_keys(job_id: UUID, attempt: int, num_images: int, extension: str) -> list[str]:
     """List every key that an attempt can have written, for pictures 0 to num_images - 1: the bucket is never listed."""
     images = [image_key(job_id, attempt, n, extension) for n in range(num_images)]
-    return images + [thumb_key(job_id, attempt, n) for n in range(num_images)]
+    thumbs = [thumb_key(job_id, attempt, n) for n in range(num_images)]
+    return [*images, *thumbs, walk_key(job_id, attempt)]
 
 
 def content_type(key: str) -> str:

@@ -1,5 +1,6 @@
 """The migrations make what the models say, on both databases, forth and back."""
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -39,14 +40,20 @@ def empty(request: pytest.FixtureRequest) -> Iterator[Database]:
 
 
 def definitions(database: Database) -> dict[str, str]:
-    """Every index, constraint and column, in the database's own words but for white space and quotes."""
+    """Every index, constraint and column, in the database's own words but for white space, quotes and order."""
     with database.connect() as connection:
         rows = connection.execute(text(DEFINITIONS[connection.dialect.name]))
         return {
-            name: " ".join(sql.replace('"', "").split())
+            name: ", ".join(sorted(part.strip() for part in re.split(r",(?![^()]*\))", _inside(sql))))
             for name, sql in rows
             if "alembic" not in name and "alembic" not in sql
         }
+
+
+def _inside(sql: str) -> str:
+    """The columns and constraints of a CREATE TABLE: one that was added later stands at their end."""
+    words = " ".join(sql.replace('"', "").split())
+    return words.partition("(")[2].removesuffix(")") if words.startswith("CREATE TABLE") else words
 
 
 def tables(database: Database) -> set[str]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from darkroom.catalog import GenerationDefaults, GenerationLimits, ModelEntry
 from darkroom.errors import InvalidParameters
-from darkroom.params import MAX_SEED, GenerationParams, cost, limits_in_words, resolve
+from darkroom.params import DEFAULT_STRENGTH, MAX_SEED, GenerationParams, LoraUse, cost, limits_in_words, resolve
 
 ENTRY = ModelEntry(
     name="small",
@@ -27,7 +27,9 @@ ENTRY = ModelEntry(
         max_prompt_characters=100,
         samplers=("euler", "ddim"),
     ),
+    loras={"ink": "ink.safetensors", "oil": "oil.safetensors", "wax": "wax", "ash": "ash", "tin": "tin"},
 )
+PLAIN = ENTRY.model_copy(update={"features": frozenset()})
 HUGE = 10**400
 
 WRONG: list[tuple[str, Any, str]] = [
@@ -79,7 +81,28 @@ WRONG: list[tuple[str, Any, str]] = [
     ("quality", 0, "1"),
     ("quality", 101, "100"),
     ("quality", HUGE, "100"),
+    ("init_image", "", "is empty"),
+    ("init_image", "x" * 256, "256 characters"),
+    ("init_image", 7, "string"),
+    ("mask", "uploads/a.png", "without an init_image"),
+    ("strength", 0.5, "without an init_image"),
+    ("strength", "0.5", "number"),
+    ("loras", "ink", "tuple"),
+    ("loras", [{"name": "gone"}], "gone is not among"),
+    ("loras", [{"name": "ink"}, {"name": "ink"}], "twice"),
+    ("loras", [{"name": "ink", "weight": 2.1}], "2.1 is out of range"),
+    ("loras", [{"name": "ink", "weight": -2.1}], "-2.1 is out of range"),
+    ("loras", [{"name": name} for name in ("ink", "oil", "wax", "ash", "tin")], "are 5"),
+    ("loras", [{}], "required"),
+    ("loras", [{"name": "ink", "scale": 1}], "Extra"),
+    ("exact", "yes", "boolean"),
+    ("exact", 1, "boolean"),
+    ("walk", None, "boolean"),
 ]
+
+
+def lora(name: str) -> LoraUse:
+    return LoraUse(name=name)
 
 
 def refusal(**body: Any) -> tuple[Any, ...]:
@@ -148,6 +171,10 @@ def test_area_has_a_limit_of_its_own() -> None:
         ("quality", 1),
         ("quality", 100),
         ("format", "webp"),
+        ("format", "avif"),
+        ("exact", True),
+        ("walk", True),
+        ("loras", (LoraUse(name="ink", weight=-2.0), LoraUse(name="oil", weight=2.0), *map(lora, ("wax", "ash")))),
     ],
 )
 def test_value_at_its_limit_is_taken_as_it_is(field: str, value: Any) -> None:
@@ -174,6 +201,51 @@ def test_pictures_of_a_job_have_seeds_of_their_own_around_the_last() -> None:
 def test_cost_is_megapixel_steps_over_all_pictures() -> None:
     params = resolve(ENTRY, {"prompt": "a", "width": 200, "height": 200, "num_inference_steps": 50, "num_images": 2})
     assert cost(params) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("strength", [0.001, 1.0])
+def test_strength_at_its_limits_is_taken_with_an_init_image(strength: float) -> None:
+    params = resolve(ENTRY, {"prompt": "a", "init_image": "uploads/a/b.png", "strength": strength})
+    assert params.strength == strength
+
+
+@pytest.mark.parametrize("strength", [0, -0.1, 1.001, float("nan")])
+def test_strength_beyond_its_limits_is_refused(strength: float) -> None:
+    (error,) = refusal(init_image="uploads/a/b.png", strength=strength)
+    assert (error.field, "out of range" in error.problem) == ("strength", True)
+
+
+def test_init_image_without_strength_gets_the_usual_one() -> None:
+    assert resolve(ENTRY, {"prompt": "a", "init_image": "uploads/a/b.png"}).strength == DEFAULT_STRENGTH
+    assert resolve(ENTRY, {"prompt": "a"}).strength is None
+
+
+def test_cost_counts_only_the_steps_that_an_init_image_leaves() -> None:
+    body = {"prompt": "a", "width": 200, "height": 200, "num_inference_steps": 50}
+    assert cost(resolve(ENTRY, body | {"init_image": "uploads/a/b.png", "strength": 0.5})) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("init_image", "uploads/a/b.png"),
+        ("mask", "uploads/a/b.png"),
+        ("strength", 0.5),
+        ("loras", [{"name": "ink"}]),
+        ("exact", True),
+        ("walk", True),
+    ],
+)
+def test_feature_that_the_model_lacks_is_refused_by_the_name_of_its_field(field: str, value: Any) -> None:
+    with pytest.raises(InvalidParameters) as refused:
+        resolve(PLAIN, {"prompt": "a", field: value})
+    error = refused.value.errors[0]
+    assert (error.field, error.problem) == (field, "is not a feature of this model")
+    assert error.limit == "not offered by this model"
+
+
+def test_feature_that_is_not_asked_for_needs_no_model_that_has_it() -> None:
+    assert resolve(PLAIN, {"prompt": "a", "walk": False, "exact": False, "loras": [], "init_image": None})
 
 
 def test_every_parameter_has_its_limit_in_words() -> None:

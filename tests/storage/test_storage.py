@@ -109,7 +109,7 @@ def test_key_outside_our_layout_is_refused_before_anything_is_sent(storage: Stor
 
 def test_every_object_of_an_attempt_has_a_key_of_its_own() -> None:
     keys = [key for attempt in (1, 2) for key in attempt_keys(JOB, attempt, 4, "webp")]
-    assert len(set(keys)) == len(keys) == 16
+    assert len(set(keys)) == len(keys) == 18
     assert image_key(JOB, 2, 3, "webp") == f"jobs/{JOB}/2/3.webp"
     assert thumb_key(JOB, 2, 3) == f"jobs/{JOB}/2/3.thumb.webp"
     assert {image_key(JOB, 2, 3, "webp"), thumb_key(JOB, 2, 3)} <= set(keys)

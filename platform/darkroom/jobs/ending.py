@@ -26,8 +26,9 @@ def succeed(
     attempt: int,
     images: Iterable[ImageRecord],
     timings: Mapping[str, float],
+    walk_key: str | None = None,
 ) -> None:
-    """Make a job's pictures visible and end it. Raises StaleAttempt, and then nothing became visible."""
+    """Make a job's pictures (and its walk) visible and end it. Raises StaleAttempt, and then nothing became visible."""
     with database.write() as session:
         # Only an attempt after the first has forerunners whose objects lie about.
         cleanup_at = now() if attempt > 1 else None
@@ -38,6 +39,7 @@ def succeed(
             JobState.SUCCEEDED,
             {"attempt": attempt},
             timings=dict(timings),
+            walk_key=walk_key,
             cleanup_at=cleanup_at,
         )
         session.execute(insert(Image), [{"job_id": job_id, **vars(image)} for image in images])
@@ -68,7 +70,7 @@ def move(
 ) -> Job | None:
     """The one statement that changes a state: where the guard holds, and with its line in the history."""
     if state in FINAL_STATES:
-        values |= {"finished_at": now()}
+        values |= {"finished_at": now(), "delete_at": now(Job.retention_seconds)}
     statement = (
         update(Job)
         .where(guard)

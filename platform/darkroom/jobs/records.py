@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from darkroom.models import Image, Job, JobClass, JobState
@@ -11,7 +12,10 @@ from darkroom.params import GenerationParams
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """A stored picture. `seed` is its own; `num_bytes` and `sha256` are of the object under `key`."""
+    """A stored picture. `seed` is its own; `num_bytes` and `sha256` are of the object under `key`.
+
+    `fingerprint` is the device's, and `rows` the exact mode's number of them: what else the bytes depend on.
+    """
 
     n: int
     key: str
@@ -22,6 +26,8 @@ class ImageRecord:
     num_bytes: int
     seed: int
     sha256: str
+    fingerprint: str | None = None
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,12 @@ class JobRecord:
     error_message: str | None
     retry_of: UUID | None
     timings: Mapping[str, float]
+    metadata: Mapping[str, Any] | None
+    webhook: Mapping[str, Any] | None
+    batch_id: UUID | None
+    retention_seconds: float | None
+    walk_key: str | None
+    event_seq: int
     images: tuple[ImageRecord, ...]
 
 
@@ -91,6 +103,12 @@ def job_record(job: Job, *, images: tuple[ImageRecord, ...]) -> JobRecord:
         error_message=job.error_message,
         retry_of=job.retry_of,
         timings=job.timings,
+        metadata=job.client_metadata,
+        webhook=job.webhook,
+        batch_id=job.batch_id,
+        retention_seconds=job.retention_seconds,
+        walk_key=job.walk_key,
+        event_seq=job.event_seq,
         images=images,
     )
 
@@ -106,6 +124,8 @@ def image_record(image: Image) -> ImageRecord:
         num_bytes=image.num_bytes,
         seed=image.seed,
         sha256=image.sha256,
+        fingerprint=image.fingerprint,
+        rows=image.rows,
     )
 
 

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +18,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import DateTime, Dialect, MetaData, create_engine, event
+from sqlalchemy import Date, DateTime, Dialect, MetaData, create_engine, event
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -101,6 +101,23 @@ def _now_on_postgresql(element: now, compiler: Any, **kw: Any) -> str:
 def _now_on_sqlite(element: now, compiler: Any, **kw: Any) -> str:
     # The text that SQLAlchemy stores for a datetime has six decimals; SQLite's clock gives three.
     return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', ({compiler.process(element.clauses, **kw)}) || ' seconds')"
+
+
+class today(FunctionElement[date]):  # noqa: N801 - reads as the SQL function it is
+    """The day (UTC) by the database's clock."""
+
+    type = Date()
+    inherit_cache = True
+
+
+@compiles(today, "postgresql")
+def _today_on_postgresql(_element: today, _compiler: Any, **_kw: Any) -> str:
+    return "(statement_timestamp() AT TIME ZONE 'UTC')::date"
+
+
+@compiles(today, "sqlite")
+def _today_on_sqlite(_element: today, _compiler: Any, **_kw: Any) -> str:
+    return "date('now')"
 
 
 class Database:

@@ -90,6 +90,55 @@ class ImageNotFound(DarkroomError):
         super().__init__(f"job {job_id} has no picture {n}")
 
 
+class KeyNotFound(DarkroomError):
+    """No such API key."""
+
+    def __init__(self, named: UUID | str) -> None:
+        self.named = named
+        super().__init__(f"no API key is known as {named}")
+
+
+class AmbiguousKey(DarkroomError):
+    """Several API keys are meant."""
+
+    def __init__(self, named: str, *, prefixes: Iterable[str]) -> None:
+        self.named = named
+        self.prefixes = tuple(prefixes)
+        super().__init__(f"{named} may be any of the keys {', '.join(self.prefixes)}: say which by its id")
+
+
+class KeyRevoked(DarkroomError):
+    """The API key was revoked."""
+
+
+class QuotaExceeded(DarkroomError):
+    """An API key has no quota left for this."""
+
+    def __init__(self, quota: str, *, limit: float, used: float, asked: float, seconds_left: float) -> None:
+        self.quota = quota
+        self.limit = limit
+        self.used = used
+        self.asked = asked
+        self.seconds_left = seconds_left
+        super().__init__(f"{quota}: {asked:g} more than the {used:g} of {limit:g} that are used")
+
+
+class IntakePaused(DarkroomError):
+    """No jobs are taken just now."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"no jobs are taken just now: {reason}")
+
+
+class WorkerNotFound(DarkroomError):
+    """No such worker."""
+
+    def __init__(self, worker_id: str) -> None:
+        self.worker_id = worker_id
+        super().__init__(f"no worker has the id {worker_id}")
+
+
 class DatabaseUnavailable(DarkroomError):
     """The database does not answer."""
 

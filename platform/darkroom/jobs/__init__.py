@@ -4,6 +4,7 @@ Each transition is one conditional UPDATE named after its guard and fenced by `a
 history in the same transaction. Knows no Redis, no storage, no HTTP: who commits here rings elsewhere, afterwards.
 """
 
+from darkroom.jobs.admission import admit, num_queued
 from darkroom.jobs.ending import cancel, fail, requeue, succeed
 from darkroom.jobs.lease import heartbeat, reserve_solo
 from darkroom.jobs.line import Lines
@@ -29,6 +30,7 @@ __all__ = [
     "JobRecord",
     "JobState",
     "Lines",
+    "admit",
     "cancel",
     "claim",
     "cleaned",
@@ -43,6 +45,7 @@ __all__ = [
     "get_image",
     "heartbeat",
     "list_jobs",
+    "num_queued",
     "position",
     "promote_aged_bulk",
     "requeue",

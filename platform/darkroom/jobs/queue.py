@@ -16,6 +16,7 @@ from sqlalchemy.sql.selectable import ScalarSelect
 from darkroom import events
 from darkroom.db import Database, now
 from darkroom.errors import JobStillLive
+from darkroom.jobs.admission import admit
 from darkroom.jobs.ending import fail
 from darkroom.jobs.line import Lines
 from darkroom.jobs.reading import get
@@ -50,17 +51,23 @@ def submit(
     job_class: JobClass,
     ttl_seconds: float,
     weight: float = 1.0,
+    key_id: UUID | None = None,
     retry_of: UUID | None = None,
 ) -> JobRecord:
-    """Queue a job and commit it. `ttl_seconds` from now it expires unless it is done; `weight` is its owner's share."""
+    """Queue a job and commit it. `ttl_seconds` from now it expires unless it is done; `weight` is its owner's share.
+
+    Raises IntakePaused, KeyRevoked or QuotaExceeded, and then stores nothing.
+    """
     job_id = uuid_utils.compat.uuid7()
     with database.write() as session:
+        admit(session, key_id=key_id, cost=cost(params))
         start_tag = start_tag_of(session, owner, model, job_class)
         job = session.scalars(
             insert(Job)
             .values(
                 id=job_id,
                 owner=owner,
+                key_id=key_id,
                 model=model,
                 params=params.model_dump(mode="json"),
                 state=JobState.QUEUED,
@@ -79,8 +86,16 @@ def submit(
     return record
 
 
-def retry(database: Database, job_id: UUID, *, owner: str, ttl_seconds: float) -> JobRecord:
-    """Submit an ended job once more, as a new job that names it. Raises JobNotFound or JobStillLive."""
+def retry(
+    database: Database,
+    job_id: UUID,
+    *,
+    owner: str,
+    ttl_seconds: float,
+    weight: float = 1.0,
+    key_id: UUID | None = None,
+) -> JobRecord:
+    """Submit an ended job once more, as a new job that names it. Raises JobNotFound, JobStillLive or as `submit`."""
     ended = get(database, job_id, owner=owner)
     if ended.state in LIVE_STATES:
         raise JobStillLive(job_id, ended.state)
@@ -91,6 +106,8 @@ def retry(database: Database, job_id: UUID, *, owner: str, ttl_seconds: float) -
         params=ended.params,
         job_class=ended.job_class,
         ttl_seconds=ttl_seconds,
+        weight=weight,
+        key_id=key_id,
         retry_of=job_id,
     )
 

@@ -57,6 +57,7 @@ class Services:
             job_class=submission.job_class,
             ttl_seconds=submission.deadline_seconds,
             weight=current().weight,
+            key_id=current().key_id,
         )
         self.background.notify(job)
         return job
@@ -97,8 +98,14 @@ class Services:
         """
         ended = jobs.get(self.database, job_uuid(job_id), owner=current().owner)
         resolve(self.catalog.get(ended.model), ended.params.model_dump())
-        ttl_seconds = self.settings.job_ttl_seconds
-        job = jobs.retry(self.database, ended.id, owner=current().owner, ttl_seconds=ttl_seconds)
+        job = jobs.retry(
+            self.database,
+            ended.id,
+            owner=current().owner,
+            ttl_seconds=self.settings.job_ttl_seconds,
+            weight=current().weight,
+            key_id=current().key_id,
+        )
         self.background.notify(job)
         return job
 

@@ -6,7 +6,6 @@ The history is complete and ordered: page, poll and stream read this one log. Th
 
 import json
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,15 +17,12 @@ import structlog
 from sqlalchemy import BigInteger, Text, and_, cast, func, insert, or_, select, text
 from sqlalchemy.orm import Session
 
-from darkroom.brokers import impatient_redis
+from darkroom.brokers import REDIS_REST_SECONDS, LossyRedis
 from darkroom.db import Database
 from darkroom.models import Job, JobEvent
 
 logger = structlog.get_logger(__name__)
 
-REDIS_TIMEOUT_SECONDS = 0.1
-# After a fault Redis is left alone for this long, so that a black-holed server costs one time-out, not one a request.
-REDIS_REST_SECONDS = 5.0
 PROGRESS_LIFE_SECONDS = 60
 PROGRESS_KEY = "darkroom:progress:{job_id}"
 CANCEL_CHANNEL = "darkroom:cancel"
@@ -97,40 +93,29 @@ class ProgressBoard:
     """How far each running job has come, in Redis. Lossy, bounded in time, silent when Redis is away."""
 
     def __init__(self, redis_url: str) -> None:
-        self._redis = impatient_redis(redis_url, seconds=REDIS_TIMEOUT_SECONDS)
-        self._rest_until = 0.0
+        self._redis = LossyRedis(redis_url)
 
     def publish(self, progress: Mapping[UUID, Mapping[str, Any]]) -> None:
         """Write the progress of several jobs in one round trip."""
         if not progress:
             return
 
-        def write() -> None:
-            with self._redis.pipeline(transaction=False) as pipeline:
+        def write(client: redis.Redis) -> None:
+            with client.pipeline(transaction=False) as pipeline:
                 for job_id, fields in progress.items():
                     pipeline.set(PROGRESS_KEY.format(job_id=job_id), json.dumps(fields), ex=PROGRESS_LIFE_SECONDS)
                 pipeline.execute()
 
-        self._unless_resting(write, None)
+        self._redis.ask(write, None)
 
     def read(self, job_id: UUID) -> dict[str, Any] | None:
         """Read one job's progress, or None when there is none, it is rubbish, or Redis does not answer in time."""
-        raw = self._unless_resting(lambda: self._redis.get(PROGRESS_KEY.format(job_id=job_id)), None)
+        raw = self._redis.ask(lambda client: client.get(PROGRESS_KEY.format(job_id=job_id)), None)
         return _progress(raw) if raw else None
 
     def announce_cancel(self, job_id: UUID) -> None:
         """Tell the worker that holds the job to stop. The heartbeat tells it too, only later."""
-        self._unless_resting(lambda: self._redis.publish(CANCEL_CHANNEL, str(job_id)), None)
-
-    def _unless_resting(self, call: Callable[[], Any], otherwise: Any) -> Any:
-        if time.monotonic() < self._rest_until:
-            return otherwise
-        try:
-            return call()
-        except redis.RedisError as error:
-            self._rest_until = time.monotonic() + REDIS_REST_SECONDS
-            logger.warning("redis_rests", reason=str(error), seconds=REDIS_REST_SECONDS)
-            return otherwise
+        self._redis.ask(lambda client: client.publish(CANCEL_CHANNEL, str(job_id)), None)
 
 
 def _progress(raw: bytes) -> dict[str, Any] | None:

@@ -139,6 +139,30 @@ class WorkerNotFound(DarkroomError):
         super().__init__(f"no worker has the id {worker_id}")
 
 
+class WebhookNotFound(DarkroomError):
+    """No such webhook."""
+
+    def __init__(self, endpoint_id: UUID | str) -> None:
+        self.endpoint_id = endpoint_id
+        super().__init__(f"no webhook has the id {endpoint_id}")
+
+
+class DeliveryNotFound(DarkroomError):
+    """No such delivery."""
+
+    def __init__(self, delivery_id: UUID | str) -> None:
+        self.delivery_id = delivery_id
+        super().__init__(f"no delivery has the id {delivery_id}")
+
+
+class TooManyWebhooks(DarkroomError):
+    """An owner has registered as many webhooks as one may have."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        super().__init__(f"at most {most} webhooks can be registered: remove one first")
+
+
 class DatabaseUnavailable(DarkroomError):
     """The database does not answer."""
 

@@ -1,0 +1,115 @@
+"""What every family does: it is loaded by its folder's pipeline class, and its pictures are those of diffusers."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from diffusers import DiffusionPipeline
+from tiny_pipelines import TinyFamily, picture_of
+from torch import Tensor
+
+from darkroom_engine import Engine, Handle, Request
+
+# diffusers runs the two halves of guidance in one forward or in two, and pads or does not: the order of float32 sums
+# changes, and a value may fall on the other side of a rounding.
+GRAY_LEVELS = 1
+
+# Row counts and padding change the order of float32 sums: about 1e-6 of the range, and errors grow over the steps.
+TOLERANCE = 1e-4
+
+# diffusers' own loop hands tensors to numpy the way that numpy 2 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+Develop = Callable[..., list[Handle]]
+Ask = Callable[..., Request]
+
+
+def assert_same_picture(ours: "np.ndarray[Any, Any]", theirs: "np.ndarray[Any, Any]") -> None:
+    assert ours.shape == theirs.shape
+    assert theirs.std() > 10  # a flat picture would hide every difference
+    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= GRAY_LEVELS
+
+
+def test_the_folder_says_which_family_it_is(engine: Engine, name: str, tiny: TinyFamily) -> None:
+    assert engine.models[name].family == tiny.family
+    assert tiny.default_sampler in engine.models[name].samplers
+    assert ("img2img" in engine.models[name].features) == (tiny.image_to_image is not None)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"negative_prompt": "blue", "seed": 2}, {"width": 64, "num_inference_steps": 1}]
+)
+def test_a_picture_alone_is_that_of_diffusers(
+    engine: Engine, tiny: TinyFamily, pipeline: DiffusionPipeline, ask: Ask, develop: Develop, fields: dict[str, Any]
+) -> None:
+    request = ask(**fields)
+    [handle] = develop(engine, request)
+    assert_same_picture(handle.result(0).image, picture_of(pipeline, tiny, request))
+
+
+def test_a_picture_without_guidance_is_that_of_diffusers(
+    engine: Engine, tiny: TinyFamily, pipeline: DiffusionPipeline, ask: Ask, develop: Develop
+) -> None:
+    request = ask(**tiny.unguided)
+    [handle] = develop(engine, request)
+    assert_same_picture(handle.result(0).image, picture_of(pipeline, tiny, request))
+
+
+def test_guidance_changes_the_picture_and_takes_the_rows_it_needs(
+    engine: Engine, name: str, tiny: TinyFamily, ask: Ask, develop: Develop
+) -> None:
+    guided, stronger, unguided = ask(), replace(ask(), guidance_scale=8.0), ask(**tiny.unguided)
+    model = engine._runner.models[name]
+    assert [model.num_rows(request) for request in (guided, unguided)] == [tiny.num_rows_guided, 1]
+    pictures = [handle.result(0).image for handle in develop(engine, guided, stronger, unguided)]
+    assert len({picture.tobytes() for picture in pictures}) == 3 or tiny.family == "flux"
+
+
+@pytest.mark.parametrize("strength", [0.4, 1.0])
+def test_a_picture_from_a_picture_is_that_of_diffusers(
+    engine: Engine,
+    tiny: TinyFamily,
+    pipeline: DiffusionPipeline,
+    ask: Ask,
+    develop: Develop,
+    photograph: Any,
+    strength: float,
+) -> None:
+    if tiny.image_to_image is None:
+        pytest.skip("diffusers has no image-to-image pipeline for it")
+    request = ask(image=photograph, strength=strength, num_inference_steps=5)
+    [handle] = develop(engine, request)
+    assert_same_picture(handle.result(0).image, picture_of(pipeline, tiny, request))
+
+
+def test_a_picture_is_the_same_alone_and_in_a_mixed_batch(
+    engine: Engine, name: str, tiny: TinyFamily, ask: Ask, step_all: Callable[..., dict[int, Tensor]], photograph: Any
+) -> None:
+    samplers = engine.models[name].samplers
+    mixed = [
+        ask(seed=1, num_inference_steps=7),
+        ask(seed=2, num_inference_steps=4, prompt="two boats on a lake, one of them sinking", guidance_scale=7.5),
+        ask(seed=3, num_inference_steps=3, prompt="", **tiny.unguided),
+        ask(seed=4, num_inference_steps=5, sampler=samplers[-1], negative_prompt="a long negative prompt"),
+        ask(seed=5, num_inference_steps=2, sampler=samplers[0], guidance_scale=2.0),
+    ]
+    if tiny.image_to_image:
+        mixed.append(ask(seed=6, num_inference_steps=6, image=photograph, strength=0.7))
+    together = step_all(engine, *mixed)
+    for request in mixed:
+        alone = step_all(engine, request)[request.seed]
+        difference = (together[request.seed] - alone).abs().max() / alone.abs().max()
+        assert difference < TOLERANCE, request
+
+
+def test_prompts_of_any_length_share_a_forward(engine: Engine, ask: Ask) -> None:
+    prompts = ["", "a red house", "a red house by the sea, seen from above, at night, under many stars"]
+    assert len({engine._runner.prepare(ask(prompt=prompt)).batch_key for prompt in prompts}) == 1
+
+
+def test_every_sampler_that_a_model_names_develops(engine: Engine, name: str, ask: Ask, develop: Develop) -> None:
+    samplers = engine.models[name].samplers
+    for handle in develop(engine, *(ask(sampler=sampler) for sampler in samplers)):
+        assert handle.result(0).image.std() > 1, handle.request.sampler

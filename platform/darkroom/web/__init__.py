@@ -11,10 +11,11 @@ from darkroom.catalog import Catalog
 from darkroom.config import Settings
 from darkroom.db import Database
 from darkroom.events import ProgressBoard
+from darkroom.keys import KeyRing
 from darkroom.relay import Relay
 from darkroom.storage import Storage
 from darkroom.sweeper import Sweeper
-from darkroom.web import api, guards, identity, pages, problems
+from darkroom.web import api, guards, identity, limits, login, pages, problems
 from darkroom.web.background import Background
 from darkroom.web.guards import check_bind
 from darkroom.web.services import Services
@@ -43,17 +44,19 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
         WTF_CSRF_SSL_STRICT=False,  # guards.check_origin is stricter than its look at the Referer
     )
     database = Database(settings.database)
+    keys = KeyRing(database)
     catalog = Catalog.load(settings)
     storage = Storage(settings)
     relay = Relay(settings, database=database, catalog=catalog)
     sweeper = Sweeper(settings, database=database, storage=storage, on_waiting=relay.notify)
     background = Background(relay, sweeper)
     progress = ProgressBoard(settings.redis_url)
-    app.extensions["darkroom"] = Services(settings, database, catalog, storage, progress, background)
+    app.extensions["darkroom"] = Services(settings, database, catalog, storage, progress, background, keys)
 
     problems.install(app)
     guards.install(app, settings)  # before the form's token is looked at
-    identity.install(app)
+    identity.install(app, settings, keys)
+    limits.install(app, settings)
     CSRFProtect(app).exempt(
         api.blueprint
     )  # programs hold no cookie; require_json and check_origin stand in for the token
@@ -61,9 +64,11 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
         background.run_with(app)
     app.register_blueprint(api.blueprint)
     app.register_blueprint(pages.blueprint)
+    app.register_blueprint(login.blueprint)
     app.add_template_global(_asset_urls(), "asset")
     app.add_template_filter(_sentence_case, "sentence_case")
-    identity.rules_of(app, others={"static": "public"})
+    app.add_template_global(identity.known, "identity")
+    identity.check_rules(app)
     return app
 
 

@@ -9,12 +9,17 @@ import secrets
 from tempfile import NamedTemporaryFile
 from urllib.parse import SplitResult, urlsplit
 
+import structlog
 from flask import Flask, Response, request
 
+from darkroom import keys
 from darkroom.addresses import address_of, is_loopback
 from darkroom.config import Settings
-from darkroom.errors import ConfigError
+from darkroom.db import Database
+from darkroom.errors import ConfigError, DatabaseUnavailable
 from darkroom.web.problems import Refused
+
+logger = structlog.get_logger(__name__)
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # Probes call by address, which no rebound name is; and these two say nothing about any job.
@@ -53,13 +58,26 @@ def install(app: Flask, settings: Settings) -> None:
 
 
 def check_bind(settings: Settings) -> None:
-    """Refuse to listen to strangers while no key is asked for. Raises ConfigError."""
-    if is_loopback(settings.host) or settings.keyless_anywhere:
+    """Refuse to listen to strangers while there is no key to ask for. Raises ConfigError."""
+    if is_loopback(settings.host) or settings.keyless_anywhere or _has_keys(settings):
         return
     raise ConfigError(
-        f"DARKROOM_HOST: {settings.host or 'an empty address'} is open to other machines, and no key is asked for: "
-        "bind to 127.0.0.1, or say DARKROOM_KEYLESS_ANYWHERE=true to let in everybody who can reach it"
+        f"DARKROOM_HOST: {settings.host or 'an empty address'} is open to other machines, and there is no key to ask "
+        "for: make one with `darkroom keys create NAME --admin`, or bind to 127.0.0.1, or say "
+        "DARKROOM_KEYLESS_ANYWHERE=true to let in everybody who can reach it"
     )
+
+
+def _has_keys(settings: Settings) -> bool:
+    """Whether a key was ever made. If that cannot be told now, nobody will be let in without one all the same."""
+    database = Database(settings.database)
+    try:
+        return keys.any_exist(database)
+    except DatabaseUnavailable as error:
+        logger.warning("keys_untold", reason=str(error))
+        return True
+    finally:
+        database.dispose()
 
 
 def check_host(allowed: frozenset[str]) -> None:

@@ -1,23 +1,36 @@
-"""Who asks, and what each route asks of them. Knows HTTP and the rules; knows no job.
+"""Who asks, and what each route asks of them. Knows HTTP, keys and the rules; knows no job.
 
-Every route carries a rule, beside the line that gives it its address; create_app refuses a route without one.
+Every route carries a rule, beside the line that gives it its address; create_app refuses a route without one. As long
+as no key was ever made, whoever reaches a loopback address is let in as one owner. The first key locks the door.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast, get_args
+from urllib.parse import urlsplit
 from uuid import UUID
 
-from flask import Flask, g
+from flask import Flask, g, redirect, request, session, url_for
+from flask.sessions import SecureCookieSessionInterface
+from werkzeug.wrappers import Response
+
+from darkroom.addresses import is_loopback
+from darkroom.config import Settings
+from darkroom.keys import KEYLESS_OWNER, KeyRecord, KeyRing
+from darkroom.web.problems import Refused, is_for_programs
 
 # What a route asks for: nothing, or a key that has the scope of this name.
 Rule = Literal["public", "read", "submit", "admin"]
 SCOPES = frozenset(get_args(Rule)) - {"public"}
-
-# Without keys there is one owner: whoever reaches the loopback address.
-KEYLESS_OWNER = "local"
+# Routes whose views are not ours to mark.
+OTHERS: dict[str, Rule] = {"static": "public"}
 
 RULE = "__darkroom_rule__"
+# Beside the usual Bearer: what the older clients of Replicate say.
+SCHEMES = frozenset({"bearer", "token"})
+CHALLENGE = {"WWW-Authenticate": 'Bearer realm="darkroom"'}
+SESSION_KEY = "key_id"
+PAGE_METHODS = frozenset({"GET", "HEAD"})
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -30,6 +43,7 @@ class Identity:
     key_id: UUID | None
     scopes: frozenset[str]
     weight: float = 1.0
+    requests_per_minute: int | None = None
 
     @property
     def is_admin(self) -> bool:
@@ -55,24 +69,101 @@ def asks(rule: Rule) -> Callable[[View], View]:
 
 
 def current() -> Identity:
-    """Who sent this request."""
+    """Who sent this request. Public routes ask nobody, and may not ask here."""
     return cast(Identity, g.identity)
 
 
-def install(app: Flask) -> None:
-    """Find out who asks before every request."""
+def known() -> Identity | None:
+    """Who sent this request, if that was found out: for pages that anybody may see."""
+    return g.get("identity")
+
+
+def install(app: Flask, settings: Settings, ring: KeyRing) -> None:
+    """Find out who asks before every request, and turn away whom its route does not let in."""
+    is_open = is_loopback(settings.host) or settings.keyless_anywhere
+    app.session_interface = _CookieSession()
 
     @app.before_request
-    def identify() -> None:
-        g.identity = KEYLESS
+    def let_in() -> Response | None:
+        rule = rule_of(app, request.endpoint) if request.endpoint else "public"
+        if rule == "public":
+            return None
+        identity = identify(ring, is_open=is_open)
+        if identity is None and not is_for_programs(request.path):
+            return redirect(login_path(), 303)
+        if identity is None:
+            raise Refused(401, "key_missing", "A key is asked for here: Authorization: Bearer <key>.", CHALLENGE)
+        if rule not in identity.scopes:
+            raise Refused(403, "scope_missing", f"This key does not have the scope {rule}.")
+        g.identity = identity
+        return None
 
 
-def rules_of(app: Flask, *, others: Mapping[str, Rule]) -> dict[str, Rule]:
-    """The rule of every endpoint; `others` names those whose views are not ours to mark. Raises RouteWithoutRule."""
-    rules: dict[str, Rule] = {}
+def identify(ring: KeyRing, *, is_open: bool) -> Identity | None:
+    """Who sent the request: None when nobody says. Raises Refused (401) for a key that is none."""
+    if is_open and not ring.asks_for_keys():
+        return KEYLESS  # whatever is shown: some clients cannot do without showing a key
+    if shown := shown_key():
+        found = ring.find(shown)
+        if found is None:
+            raise Refused(401, "key_unknown", "This key is not known here, or was revoked.", CHALLENGE)
+        return identity_of(found)
+    if key_id := session.get(SESSION_KEY):
+        found = ring.find_by_id(UUID(key_id))
+        return identity_of(found) if found else None
+    return None
+
+
+def identity_of(key: KeyRecord) -> Identity:
+    """Who a key says its holder is."""
+    quotas = key.quotas
+    return Identity(key.owner, key.id, key.scopes, quotas.weight, quotas.requests_per_minute)
+
+
+def shown_key() -> str | None:
+    """The key in the request's Authorization: as a token, or as the password (else the name) of HTTP Basic."""
+    shown = request.authorization
+    if shown is None:
+        return None
+    if shown.type == "basic":
+        return shown.password or shown.username or ""
+    return (shown.token or "") if shown.type in SCHEMES else ""
+
+
+def begin_session(key: KeyRecord) -> None:
+    """Let a browser in by cookie from now on, until it logs out or the key is revoked. The cookie holds no key."""
+    session.clear()
+    session[SESSION_KEY] = str(key.id)
+
+
+def login_path() -> str:
+    """Where a person shows a key, to come back to where they wanted to go."""
+    return url_for("login.show_login", next=request.full_path.rstrip("?") if request.method in PAGE_METHODS else None)
+
+
+def own_path(target: str) -> str:
+    """A path of ours to go on to, or the first page for anything that leads elsewhere."""
+    parts = urlsplit(target.replace("\\", "/"))
+    is_own = not parts.scheme and not parts.netloc and parts.path.startswith("/") and not parts.path.startswith("//")
+    return target if is_own and target.isprintable() else "/"
+
+
+def rule_of(app: Flask, endpoint: str) -> Rule:
+    """The rule of a route. Raises RouteWithoutRule."""
+    rule = OTHERS.get(endpoint) or getattr(app.view_functions[endpoint], RULE, None)
+    if rule is None:
+        raise RouteWithoutRule(f"{endpoint} does not say who may use it: mark it with asks()")
+    return cast(Rule, rule)
+
+
+def check_rules(app: Flask) -> None:
+    """Raise RouteWithoutRule for the first route that has none."""
     for route in app.url_map.iter_rules():
-        rule = others.get(route.endpoint) or getattr(app.view_functions[route.endpoint], RULE, None)
-        if rule is None:
-            raise RouteWithoutRule(f"{route.rule} ({route.endpoint}) does not say who may use it: mark it with asks()")
-        rules[route.endpoint] = rule
-    return rules
+        rule_of(app, route.endpoint)
+
+
+class _CookieSession(SecureCookieSessionInterface):
+    """Flask's own cookie, which goes back only over TLS where it came by TLS, as seen by us or by a proxy."""
+
+    def get_cookie_secure(self, app: Flask) -> bool:
+        return request.is_secure or request.headers.get("X-Forwarded-Proto") == "https"

@@ -3,6 +3,7 @@
 Knows every error the platform raises and its status. Knows no route.
 """
 
+import math
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,13 +19,18 @@ from darkroom.errors import (
     DatabaseUnavailable,
     FieldError,
     ImageNotFound,
+    IntakePaused,
     InvalidParameters,
     JobFinished,
     JobNotFound,
     JobStillLive,
+    KeyNotFound,
+    KeyRevoked,
     ObjectNotFound,
+    QuotaExceeded,
     StorageError,
     UnknownModel,
+    WorkerNotFound,
 )
 
 logger = structlog.get_logger(__name__)
@@ -32,6 +38,14 @@ logger = structlog.get_logger(__name__)
 MISDIRECTED = 421
 RETRY_AFTER = {"Retry-After": "2"}
 LONGEST_FIELD = 200  # a field's name comes from the client: it is echoed, but not at any length
+
+PAUSE_RETRY_AFTER = "60"
+QUOTAS = {
+    "max_queued": "This key may have {limit} jobs waiting: {used} wait, and {asked} more were asked for.",
+    "megapixel_steps_per_day": (
+        "This key may submit {limit} megapixel-steps a day (UTC): {used} are used, and {asked} more were asked for."
+    ),
+}
 
 CODES = {
     400: "bad_request",
@@ -42,6 +56,7 @@ CODES = {
     414: "address_too_long",
     415: "unsupported_media_type",
     421: "unknown_host",
+    429: "rate_limited",
 }
 
 
@@ -78,8 +93,8 @@ class Problem:
 class Refused(DarkroomError):
     """The web room itself turns a request away."""
 
-    def __init__(self, status: int, code: str, detail: str) -> None:
-        self.problem = Problem(status, code, detail)
+    def __init__(self, status: int, code: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        self.problem = Problem(status, code, detail, headers=headers or {})
         super().__init__(detail)
 
 
@@ -128,6 +143,17 @@ def problem_of(error: Exception) -> Problem:
             return Problem(409, "job_live", f"This job has not ended: it is {error.state}.")
         case JobFinished():
             return Problem(409, "job_finished", f"This job has already ended: it is {error.state}.")
+        case QuotaExceeded():
+            return _of_quota(error)
+        case IntakePaused():
+            detail = f"No jobs are taken just now: {error.reason}"
+            return Problem(503, "intake_paused", detail, headers={"Retry-After": PAUSE_RETRY_AFTER})
+        case KeyRevoked():
+            return Problem(401, "key_unknown", "This key was revoked.")
+        case KeyNotFound():
+            return Problem(404, "unknown_key", "No key has this id.")
+        case WorkerNotFound():
+            return Problem(404, "unknown_worker", "No worker has this id.")
         case HTTPException():
             return _of_http(error)
         case _:
@@ -143,6 +169,13 @@ def _count(errors: Iterable[FieldError]) -> str:
     names = list(dict.fromkeys(error.field[:LONGEST_FIELD] for error in errors))
     shown = ", ".join(names[:8]) + (" and more" if len(names) > 8 else "")
     return f"Not taken: {shown}. Each field's problem and limit is listed in errors."
+
+
+def _of_quota(error: QuotaExceeded) -> Problem:
+    words = QUOTAS[error.quota].format(limit=f"{error.limit:g}", used=f"{error.used:g}", asked=f"{error.asked:g}")
+    numbers = {"quota": error.quota, "limit": error.limit, "used": error.used, "asked": error.asked}
+    headers = {"Retry-After": str(math.ceil(error.seconds_left))}
+    return Problem(429, "quota_exceeded", words, headers=headers, members=numbers)
 
 
 def _of_http(error: HTTPException) -> Problem:
@@ -161,6 +194,8 @@ def _words(error: HTTPException, status: int) -> str:
             return "There is nothing at this address."
         case 413:
             return f"The request is too large: at most {request.max_content_length} bytes are read."
+        case 429:
+            return f"This key asks too often: it may {error.description or 'wait'}."
         case _:
             return error.description or HTTPStatus(status).description
 

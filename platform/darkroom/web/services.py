@@ -15,7 +15,8 @@ from darkroom.config import Settings
 from darkroom.db import Database
 from darkroom.errors import DatabaseUnavailable, JobNotFound
 from darkroom.events import ProgressBoard
-from darkroom.jobs import ImageRecord, JobRecord, JobState
+from darkroom.jobs import ImageRecord, JobRecord, JobState, NewJob
+from darkroom.keys import KeyRing
 from darkroom.params import resolve
 from darkroom.storage import Storage
 from darkroom.web.background import Background
@@ -46,18 +47,13 @@ class Services:
     storage: Storage
     progress: ProgressBoard
     background: Background
+    keys: KeyRing
 
     def submit(self, submission: Submission) -> JobRecord:
         """Store a job, then ring for it. Only the database can make this fail or wait."""
+        new = NewJob(submission.entry.name, submission.params, submission.job_class, submission.deadline_seconds)
         job = jobs.submit(
-            self.database,
-            owner=current().owner,
-            model=submission.entry.name,
-            params=submission.params,
-            job_class=submission.job_class,
-            ttl_seconds=submission.deadline_seconds,
-            weight=current().weight,
-            key_id=current().key_id,
+            self.database, new, owner=current().owner, weight=current().weight, key_id=current().key_id
         )
         self.background.notify(job)
         return job

@@ -8,8 +8,22 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from uuid import UUID
 
 import pytest
+from sqlalchemy import update
+
+from darkroom import jobs
+from darkroom.db import Database, now
+from darkroom.jobs import ImageRecord, JobClass, NewJob
+from darkroom.models import DeliveryState, WebhookDelivery
+from darkroom.params import GenerationParams
+from darkroom.webhooks import deliveries
+from darkroom.webhooks.courier import Courier
+from darkroom.webhooks.deliveries import Claimed, DeliveryRecord
+from darkroom.webhooks.destinations import Destinations
+from darkroom.webhooks.sending import Sender
+from darkroom.webhooks.subscriptions import EVENTS
 
 
 @dataclass
@@ -126,3 +140,77 @@ def raw_server() -> Iterator[Callable[[Callable[[Any], None]], int]]:
         listener.close()
     for thread in threads:
         thread.join()
+
+
+@dataclass
+class Post:
+    """A deployment's webhooks by hand: jobs with and without them, and time that moves by an UPDATE."""
+
+    database: Database
+    receiver: Receiver
+
+    def submit(self, *, url: str | None = None, events: tuple[str, ...] = EVENTS, owner: str = "ann") -> UUID:
+        params = GenerationParams(
+            prompt="a red house",
+            width=64,
+            height=64,
+            num_inference_steps=1,
+            guidance_scale=1.0,
+            sampler="euler",
+            seed=7,
+        )
+        webhook = {"url": url, "events": list(events)} if url else None
+        new = NewJob("small", params, JobClass.BULK, 3600, webhook=webhook)
+        return jobs.submit(self.database, new, owner=owner).id
+
+    def develop(self) -> UUID:
+        """Take the front job through a worker's hands."""
+        claim = jobs.claim(
+            self.database, worker_id="w", models=["small"], num_held=0, lease_seconds=60, lines=jobs.Lines()
+        )
+        assert claim
+        key = f"jobs/{claim.job_id}/1/0.png"
+        image = ImageRecord(0, key, key, "image/png", 64, 64, num_bytes=9, seed=7, sha256="0" * 64)
+        jobs.succeed(self.database, claim.job_id, attempt=claim.attempt, images=[image], timings={})
+        return claim.job_id
+
+    def set(self, table: Any, where: Any, **values: Any) -> None:
+        with self.database.write() as session:
+            session.execute(update(table).where(where).values(**values))
+
+    def pass_time(self) -> None:
+        """Everything that waits for its time is due."""
+        self.set(WebhookDelivery, WebhookDelivery.state == "pending", due_at=now(-1))
+
+    def plan(self) -> None:
+        while deliveries.plan(self.database):
+            pass
+
+    def claim(self) -> Claimed:
+        claimed = deliveries.claim(self.database)
+        assert claimed
+        return claimed
+
+    def courier(self, destinations: Destinations | None = None, **how: Any) -> Courier:
+        rules = destinations or Destinations.read(["127.0.0.0/8"])
+        return Courier(self.database, Sender(rules, total_seconds=10), poll_seconds=0.05, **how)
+
+    def carry(self) -> int:
+        """Plan, and carry out all that is due, one after another; return how many tries that were."""
+        self.plan()
+        courier, num_tries = self.courier(), 0
+        while claimed := deliveries.claim(self.database):
+            courier.deliver(claimed)
+            num_tries += 1
+        return num_tries
+
+    def list(self, owner: str = "ann", **filters: Any) -> list[DeliveryRecord]:
+        return deliveries.list_deliveries(self.database, owner=owner, **filters)
+
+    def all_ended(self) -> bool:
+        return all(each.state is not DeliveryState.PENDING for each in self.list(limit=1000))
+
+
+@pytest.fixture
+def post(database: Database, receiver: Receiver) -> Post:
+    return Post(database, receiver)

@@ -31,6 +31,14 @@ class ModelLoadError(EngineError):
         self.reason = reason
 
 
+class UnfitPipeline(EngineError):
+    """A pipeline is of a class that its family knows, and still one that it cannot develop with."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class DeviceUnavailable(EngineError):
     """The device asked for is not on this machine."""
 

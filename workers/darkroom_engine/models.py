@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
-from darkroom_engine.errors import ModelLoadError
+from darkroom_engine.errors import ModelLoadError, UnfitPipeline
 from darkroom_engine.families import seeded
 from darkroom_engine.families.base import Family
 from darkroom_engine.families.folder import ModelFolder, first_sentence
@@ -52,7 +52,10 @@ def load_model(
         return StableDiffusion(seeded.build(int(match[1]), torch_dtype), device)
     folder = ModelFolder(name, _find(name, source, revision))
     family_class = _family_of(folder, family)
-    return family_class(folder.load_pipeline(family_class, torch_dtype), device)
+    try:
+        return family_class(folder.load_pipeline(family_class, torch_dtype), device)
+    except UnfitPipeline as error:
+        raise ModelLoadError(name, f"{folder.path}: {error.reason}") from error
 
 
 def _find(name: str, source: str, revision: str | None) -> Path:

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 Stage = Literal["waiting", "encode", "denoise", "decode", "done"]
 
+# What a request may ask beyond text-to-image, as a model publishes it.
+IMAGE_TO_IMAGE = "img2img"
+INPAINTING = "inpaint"
+LORAS = "loras"
+
 # The names of the stages as they appear in an output's timings.
 _TIMING_NAMES: Mapping[Stage, str] = {"waiting": "wait", "encode": "encode", "denoise": "denoise", "decode": "decode"}
 

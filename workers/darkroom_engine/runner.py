@@ -5,25 +5,31 @@ Knows tensors and families; decides nothing about whose turn it is. A failure en
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Generator, Tensor
 
 from darkroom_engine.batch import Development, StepBatch, StepOutcome
-from darkroom_engine.errors import DeviceLost, RequestFailed, UnknownModel
-from darkroom_engine.families.base import Conditioning, Family
+from darkroom_engine.errors import DeviceLost, InvalidRequest, RequestFailed, UnknownModel
+from darkroom_engine.families.base import Conditioning, Family, Start
 from darkroom_engine.request import Handle, Request
-from darkroom_engine.samplers import SAMPLERS, make_noise_scheduler, step_arguments
-from darkroom_engine.validation import check_request
+from darkroom_engine.samplers import make_noise_scheduler, samplers_for, step_arguments
+from darkroom_engine.step_table import StepTable, read_step_table
+from darkroom_engine.stepping import advance, model_input
+from darkroom_engine.validation import check_extras, check_request
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
 logger = logging.getLogger(__name__)
+
+# Step tables that are kept: requests mostly ask for the same few samplers and numbers of steps.
+MAX_STEP_TABLES = 256
 
 
 class ModelRunner:
@@ -32,7 +38,8 @@ class ModelRunner:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.models: dict[str, Family] = {}
-        self._building = threading.Lock()  # of noise_schedulers
+        self._building = threading.Lock()  # of noise_schedulers, and of their step tables
+        self._step_tables: dict[Hashable, StepTable | None] = {}
 
     def prepare(self, request: Request) -> Development:
         """Check a request and give it its own sampler and generator. Safe on any thread; touches no device.
@@ -43,29 +50,51 @@ class ModelRunner:
         if model is None:
             raise UnknownModel(request.model, tuple(self.models))
         max_steps = model.scheduler_config["num_train_timesteps"]
-        check_request(request, samplers=SAMPLERS, latent_multiple=model.latent_multiple, max_steps=max_steps)
+        samplers = samplers_for(model.scheduler_config)
+        check_request(request, samplers=samplers, latent_multiple=model.latent_multiple, max_steps=max_steps)
+        check_extras(request, features=model.features)
         model.check(request)
         num_skipped = model.num_skipped(request)
+        if num_skipped == request.num_inference_steps:
+            steps = request.num_inference_steps
+            raise InvalidRequest("strength", f"is {request.strength}, and leaves not one of {steps} steps")
+        make = partial(
+            make_noise_scheduler,
+            request.sampler,
+            model.scheduler_config,
+            request.num_inference_steps,
+            seed=request.seed,
+            timing=model.timing(request),
+            num_skipped=num_skipped,
+        )
         with self._building:
-            noise_scheduler = make_noise_scheduler(
-                request.sampler,
-                model.scheduler_config,
-                request.num_inference_steps,
-                timing=model.timing(request),
-                num_skipped=num_skipped,
-            )
-        timesteps = noise_scheduler.timesteps[num_skipped * noise_scheduler.order :]
+            noise_scheduler = make()
+            timesteps = noise_scheduler.timesteps[num_skipped * noise_scheduler.order :]
+            step_table = self._step_table(request, noise_scheduler, timesteps, make)
         generator = Generator().manual_seed(request.seed)
         return Development(
             request=request,
             handle=Handle(request, len(timesteps)),
-            batch_key=(request.model, model.batch_key(request)),
+            batch_key=(request.model, request.loras, model.batch_key(request)),
             num_rows=model.num_rows(request),
             noise_scheduler=noise_scheduler,
             timesteps=timesteps,
             step_arguments=step_arguments(noise_scheduler, generator),
             generator=generator,
+            step_table=step_table,
         )
+
+    def _step_table(
+        self, request: Request, noise_scheduler: Any, timesteps: Tensor, make: Callable[[], Any]
+    ) -> StepTable | None:
+        """Read the sampler's steps off a noise_scheduler of its own, once for all requests that step alike."""
+        sigmas = getattr(noise_scheduler, "sigmas", timesteps)
+        key = (request.model, request.sampler, tuple(timesteps.tolist()), tuple(sigmas.tolist()))
+        if key not in self._step_tables:
+            self._step_tables[key] = read_step_table(make(), timesteps)
+            if len(self._step_tables) > MAX_STEP_TABLES:
+                del self._step_tables[next(iter(self._step_tables))]
+        return self._step_tables[key]
 
     @torch.inference_mode()
     def step(self, batch: StepBatch) -> StepOutcome:
@@ -89,7 +118,7 @@ class ModelRunner:
         with self._isolated(development, outcome):
             start = model.start(development.request, development.noise_scheduler, development.generator)
             development.latents, development.kept = start.latents, start.kept
-            development.conditioning = _condition(model, development)
+            development.conditioning = {**_condition(model, development), **_for_each_row(development, start)}
             development.handle.advance("denoise", 0)
 
     def _denoise(self, model: Family, developments: Sequence[Development], outcome: StepOutcome) -> None:
@@ -97,7 +126,7 @@ class ModelRunner:
         if not developments:
             return
         try:
-            predictions = _forward(model, developments, self.device)
+            prediction = _forward(model, developments, self.device)
         except Exception as error:
             _check_device(error)
             if len(developments) == 1:
@@ -110,9 +139,27 @@ class ModelRunner:
                 for development in developments:
                     self._denoise(model, [development], outcome)
             return
-        for development, prediction in zip(developments, predictions, strict=True):
-            with self._isolated(development, outcome):
-                _step_latents(model, development, prediction)
+        self._advance(model, developments, prediction, outcome)
+
+    def _advance(
+        self, model: Family, developments: Sequence[Development], prediction: Tensor, outcome: StepOutcome
+    ) -> None:
+        """Step all together. Where that fails, each alone, so that the request at fault fails alone."""
+        states = [development.generator.get_state() for development in developments]
+        steps = [development.step for development in developments]
+        try:
+            advance(model, developments, prediction)
+        except Exception as error:
+            _check_device(error)
+            logger.warning("stepping %d requests together failed", len(developments), exc_info=True)
+            rows = prediction.split([development.num_rows for development in developments])
+            for development, state, step, own in zip(developments, states, steps, rows, strict=True):
+                if development.step == step:
+                    development.generator.set_state(state)
+                    with self._isolated(development, outcome):
+                        advance(model, [development], own)
+        for development in developments:
+            development.handle.advance("denoise", development.step)
 
     def _decode(self, model: Family, development: Development, outcome: StepOutcome) -> None:
         development.handle.advance("decode", development.step)
@@ -167,39 +214,26 @@ def _condition(model: Family, development: Development) -> Conditioning:
     return model.condition(request, positive, negative)
 
 
-def _forward(model: Family, developments: Sequence[Development], device: torch.device) -> Sequence[Tensor]:
-    """One denoiser forward for all rows; each request's share of the prediction (num_rows, C, h, w)."""
+def _for_each_row(development: Development, start: Start) -> Conditioning:
+    """What the request's picture adds to the conditioning (1, ...), for each of its rows (num_rows, ...)."""
+    return {key: tensor.expand(development.num_rows, *tensor.shape[1:]) for key, tensor in start.conditioning.items()}
+
+
+def _forward(model: Family, developments: Sequence[Development], device: torch.device) -> Tensor:
+    """One denoiser forward for all rows: the prediction (rows, ...)."""
     latents, timesteps, conditionings = [], [], []
     for development in developments:
         assert development.latents is not None
         assert development.conditioning is not None
-        timestep = development.timesteps[development.step]
-        scaled = development.noise_scheduler.scale_model_input(development.latents, timestep)
-        latents += [scaled] * development.num_rows
-        timesteps += [float(timestep)] * development.num_rows
+        latents += [model_input(development)] * development.num_rows
+        timesteps += [float(development.timesteps[development.step])] * development.num_rows
         conditionings.append(development.conditioning)
-    prediction = model.denoise(
+    return model.denoise(
         torch.cat(latents),  # (B, ...)
         # float32: some samplers stand between the integer timesteps, and it holds the integers exactly.
         torch.tensor(timesteps, dtype=torch.float32).to(device, non_blocking=True),
         {key: torch.cat([conditioning[key] for conditioning in conditionings]) for key in conditionings[0]},
     )
-    num_rows = [development.num_rows for development in developments]
-    return torch.split(prediction, num_rows)
-
-
-def _step_latents(model: Family, development: Development, prediction: Tensor) -> None:
-    """Bring the request's rows (num_rows, ...) together, and step it with its own sampler."""
-    if development.num_rows == 2:
-        unconditional, conditional = prediction.chunk(2)
-        scale = prediction.new_full((1,) * prediction.ndim, development.request.guidance_scale)
-        prediction = model.guide(unconditional, conditional, scale)
-    timestep = development.timesteps[development.step]
-    development.latents = development.noise_scheduler.step(
-        prediction, timestep, development.latents, **development.step_arguments
-    )[0]
-    development.step += 1
-    development.handle.advance("denoise", development.step)
 
 
 def _to_pixels(image: Tensor) -> "npt.NDArray[np.uint8]":

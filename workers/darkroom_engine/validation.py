@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Collection
+from typing import Any
 
 from darkroom_engine.errors import InvalidRequest
-from darkroom_engine.request import Request
+from darkroom_engine.request import IMAGE_TO_IMAGE, INPAINTING, LORAS, Request
 
 MAX_SEED = 2**64 - 1
 
@@ -25,6 +26,43 @@ def check_request(request: Request, *, samplers: Collection[str], latent_multipl
     _check_integer("priority", request.priority, low=0, high=1)
     if request.deadline is not None:
         _check_number("deadline", request.deadline)
+
+
+def check_extras(request: Request, *, features: Collection[str]) -> None:
+    """Raise InvalidRequest for the first thing beyond text-to-image that is wrong, or that this model does not do."""
+    for field, is_asked, feature in (
+        ("mask", request.mask is not None, INPAINTING),
+        ("image", request.image is not None and request.mask is None, IMAGE_TO_IMAGE),
+        ("loras", bool(request.loras), LORAS),
+    ):
+        if is_asked and feature not in features:
+            raise InvalidRequest(field, f"is given, and this model does not do {feature}")
+    _check_pixels("image", request.image, (request.height, request.width, 3))
+    _check_pixels("mask", request.mask, (request.height, request.width))
+    if request.mask is not None and request.image is None:
+        raise InvalidRequest("mask", "is given, and there is no image that it could be for")
+    _check_number("strength", request.strength, low=0)
+    if not 0 < request.strength <= 1:
+        raise InvalidRequest("strength", f"is {request.strength}, and must be above 0 and at most 1")
+    if request.strength != 1 and request.image is None:
+        raise InvalidRequest("strength", f"is {request.strength}, and there is no image that it could be for")
+    _check_loras(request.loras)
+
+
+def _check_pixels(field: str, pixels: Any, shape: tuple[int, ...]) -> None:
+    if pixels is None:
+        return
+    if getattr(pixels, "dtype", None) != "uint8" or pixels.shape != shape:
+        found = f"{pixels.dtype} {pixels.shape}" if hasattr(pixels, "dtype") else f"a {type(pixels).__name__}"
+        raise InvalidRequest(field, f"is {found}, and must be uint8 {shape}")
+
+
+def _check_loras(loras: tuple[tuple[str, float], ...]) -> None:
+    names = [name for name, _ in loras]
+    for name, weight in loras:
+        if names.count(name) > 1:
+            raise InvalidRequest("loras", f"names {name!r} more than once")
+        _check_number(f"loras: the weight of {name!r}", weight)
 
 
 def _check_text(field: str, text: object) -> None:

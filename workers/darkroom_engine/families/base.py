@@ -3,19 +3,18 @@
 Knows tensors; knows no batch, no thread and no sampler's formula.
 """
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Generator, Tensor
 
+from darkroom_engine.errors import UnfitPipeline
+from darkroom_engine.request import IMAGE_TO_IMAGE as IMAGE_TO_IMAGE
+from darkroom_engine.request import INPAINTING as INPAINTING
+from darkroom_engine.request import LORAS as LORAS
 from darkroom_engine.request import Request
-
-# What a request may ask beyond text-to-image, as a model publishes it.
-IMAGE_TO_IMAGE = "img2img"
-INPAINTING = "inpaint"
-LORAS = "loras"
 
 Conditioning = Mapping[str, Tensor]
 
@@ -24,20 +23,31 @@ Conditioning = Mapping[str, Tensor]
 class Kept:
     """What an inpainting request keeps of its picture where the denoiser itself knows no mask: put back at every step.
 
-    Latents and noise are (1, C, h, w); the mask (1, 1, h, w) is 1 where something new is painted.
+    Latents and noise are (1, C, h, w); the mask (1, 1, h, w) is 1 where something new is painted. After each step of
+    the request, both are scaled by a pair of `scales`.
     """
 
     latents: Tensor
     noise: Tensor
     mask: Tensor
+    scales: tuple[tuple[float, float], ...]
+
+    def put_back(self, latents: Tensor, step: int) -> Tensor:
+        """Put what is kept into latents (1, C, h, w) that have so many steps behind them, as noisy as they are."""
+        scale, noise_scale = self.scales[step - 1]
+        return (1 - self.mask) * (scale * self.latents + noise_scale * self.noise) + self.mask * latents
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a request's walk begins: its latents (1, ...), noised as its noise_scheduler's first timestep has them."""
+    """Where a request's walk begins: its latents (1, ...), noised as its noise_scheduler's first timestep has them.
+
+    `conditioning`, each (1, ...), is what the request's picture adds to each of its rows.
+    """
 
     latents: Tensor
     kept: Kept | None = None
+    conditioning: Conditioning = field(default_factory=dict)
 
 
 class Family(Protocol):
@@ -97,6 +107,39 @@ class Family(Protocol):
 def guide(unconditional: Tensor, conditional: Tensor, guidance_scale: Tensor) -> Tensor:
     """Classifier-free guidance (Ho and Salimans 2022, eq. 6), as most families have it."""
     return unconditional + guidance_scale * (conditional - unconditional)
+
+
+def noise_scales(noise_scheduler: Any, steps: Iterable[int], dtype: torch.dtype) -> tuple[tuple[float, float], ...]:
+    """Say how a noise_scheduler that has not stepped yet scales latents and noise before each of some steps.
+
+    Its own add_noise() would do the same, but on a GPU it moves its tables there, and then waits for them at each step.
+    """
+    scales = []
+    for step in steps:
+        # With a begin index it takes the sigma of that place, and need not search for one by timestep.
+        begin_index = getattr(noise_scheduler, "begin_index", None)
+        if begin_index is not None:
+            noise_scheduler.set_begin_index(step)
+        latents, noise = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=dtype)
+        timesteps = noise_scheduler.timesteps[step].repeat(2)  # (2,)
+        scales.append(tuple(noise_scheduler.add_noise(latents, noise, timesteps).tolist()))
+        if begin_index is not None:
+            noise_scheduler.set_begin_index(begin_index)
+    return tuple(scales)
+
+
+def takes_mask(unet: Any, vae: Any) -> bool:
+    """Whether a UNet is made for inpainting, and takes the mask and the masked latents beside the noisy ones.
+
+    Raises UnfitPipeline for one that takes something else.
+    """
+    num_channels = vae.config.latent_channels
+    if unet.config.in_channels not in (num_channels, 2 * num_channels + 1):
+        raise UnfitPipeline(
+            f"the UNet takes {unet.config.in_channels} channels,"
+            f" and with latents of {num_channels} must take {num_channels}, or {2 * num_channels + 1} for inpainting"
+        )
+    return bool(unet.config.in_channels != num_channels)
 
 
 def num_bytes(*modules: torch.nn.Module) -> int:

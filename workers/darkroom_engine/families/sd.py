@@ -11,7 +11,9 @@ from diffusers import StableDiffusionPipeline
 from torch import Generator, Tensor
 
 from darkroom_engine.families import base
+from darkroom_engine.families.autoencoder import Autoencoder
 from darkroom_engine.families.base import Conditioning, Start
+from darkroom_engine.families.start import num_skipped, start
 from darkroom_engine.request import Request
 
 
@@ -19,7 +21,13 @@ class StableDiffusion:
     """A loaded pipeline of this family on its device."""
 
     family: ClassVar[str] = "sd"
-    pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
+    pipelines: ClassVar[tuple[str, ...]] = (
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "LatentConsistencyModelPipeline",
+        "LatentConsistencyModelImg2ImgPipeline",
+    )
     components: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "vae": ("config.json",),
         "text_encoder": ("config.json",),
@@ -43,7 +51,9 @@ class StableDiffusion:
         self.tokenizer = pipeline.tokenizer
         self.scheduler_config: Mapping[str, Any] = pipeline.scheduler.config
         self.latent_multiple: int = pipeline.vae_scale_factor
-        self.features: frozenset[str] = frozenset()
+        self.features = frozenset({base.IMAGE_TO_IMAGE, base.INPAINTING})
+        self._autoencoder = Autoencoder(self.vae)
+        self._takes_mask = base.takes_mask(self.unet, self.vae)
 
     @property
     def num_bytes(self) -> int:
@@ -66,19 +76,20 @@ class StableDiffusion:
         return {}
 
     def num_skipped(self, request: Request) -> int:
-        """None: text-to-image begins at the beginning."""
-        return 0
+        """Say how many steps image-to-image leaves out."""
+        return num_skipped(request)
 
     def start(self, request: Request, noise_scheduler: Any, generator: Generator) -> Start:
         """Draw the initial latents (1, C, h, w), on the CPU so that devices agree."""
-        shape = (
-            1,
-            self.unet.config.in_channels,
-            request.height // self.latent_multiple,
-            request.width // self.latent_multiple,
+        return start(
+            request,
+            noise_scheduler,
+            generator,
+            autoencoder=self._autoencoder,
+            multiple=self.latent_multiple,
+            like=self.unet.conv_in.weight,
+            takes_mask=self._takes_mask,
         )
-        noise = torch.randn(shape, generator=generator, dtype=self.unet.dtype).to(self._device)
-        return Start(noise * noise_scheduler.init_noise_sigma)
 
     def encode(self, prompt: str, *, is_negative: bool) -> Conditioning:
         """Turn one prompt into the text encoder's last hidden states (1, L, D)."""
@@ -96,7 +107,15 @@ class StableDiffusion:
 
     def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """One UNet forward over latents (B, C, h, w) and timesteps (B,); every row may be at a timestep of its own."""
-        prediction: Tensor = self.unet(latents, timesteps, **conditioning, return_dict=False)[0]
+        if self._takes_mask:
+            latents = torch.cat([latents, conditioning["mask"], conditioning["masked_latents"]], dim=1)
+        prediction: Tensor = self.unet(
+            latents,
+            timesteps,
+            encoder_hidden_states=conditioning["encoder_hidden_states"],
+            timestep_cond=conditioning.get("timestep_cond"),
+            return_dict=False,
+        )[0]
         return prediction
 
     def guide(self, unconditional: Tensor, conditional: Tensor, guidance_scale: Tensor) -> Tensor:
@@ -105,8 +124,7 @@ class StableDiffusion:
 
     def decode(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
         """Turn latents (B, C, h, w) into pictures (B, 3, H, W) of values from -1 to 1."""
-        images: Tensor = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
-        return images
+        return self._autoencoder.decode(latents)
 
     @property
     def _embeds_guidance(self) -> bool:

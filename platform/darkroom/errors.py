@@ -54,6 +54,38 @@ class JobNotFound(DarkroomError):
         super().__init__(f"no job has the id {job_id}")
 
 
+class BatchNotFound(DarkroomError):
+    """No such batch."""
+
+    def __init__(self, batch_id: UUID | str) -> None:
+        self.batch_id = batch_id
+        super().__init__(f"no batch has the id {batch_id}")
+
+
+class UploadNotFound(DarkroomError):
+    """No such upload."""
+
+    def __init__(self, upload_id: UUID | str) -> None:
+        self.upload_id = upload_id
+        super().__init__(f"no upload has the id {upload_id}")
+
+
+class InputGone(DarkroomError):
+    """What a job was to begin from is not stored any more."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        super().__init__(f"{key} is not stored any more")
+
+
+class RequestDiffers(DarkroomError):
+    """An idempotency key was used before, with another request."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        super().__init__(f"the idempotency key {key!r} was used before, with another request")
+
+
 class JobFinished(DarkroomError):
     """The job has already ended, and an ended job never changes."""
 

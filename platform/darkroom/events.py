@@ -6,7 +6,7 @@ The history is complete and ordered: page, poll and stream read this one log. Th
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -26,20 +26,11 @@ logger = structlog.get_logger(__name__)
 PROGRESS_LIFE_SECONDS = 60
 PROGRESS_KEY = "darkroom:progress:{job_id}"
 CANCEL_CHANNEL = "darkroom:cancel"
+# Where a transaction notes in its session's `info` which jobs have moved in it.
+MOVED = "darkroom.moved"
 
 
-@dataclass(frozen=True)
-class EventRecord:
-    """One line of a job's history. `seq` counts from 1 within the job."""
-
-    job_id: UUID
-    seq: int
-    type: str
-    payload: Mapping[str, Any]
-    created_at: datetime
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Cursor:
     """A place in the order of all events."""
 
@@ -47,12 +38,41 @@ class Cursor:
     position: int = 0
 
 
+@dataclass(frozen=True)
+class EventRecord:
+    """One line of a job's history. `seq` counts from 1 within the job, `cursor` is its place among all jobs'."""
+
+    job_id: UUID
+    seq: int
+    type: str
+    payload: Mapping[str, Any]
+    created_at: datetime
+    cursor: Cursor = Cursor()
+
+
+# What lies below the oldest open transaction: nothing can be added there any more.
+_IS_SETTLED = text("xid < pg_snapshot_xmin(pg_current_snapshot())::text::bigint")
+
+
 def append(session: Session, job_id: UUID, *, seq: int, type: str, payload: Mapping[str, Any]) -> None:
     """Add a line to a job's history, in the transaction that makes it true."""
-    # The transaction's own number orders events of several jobs: see read_all.
+    values = {"job_id": job_id, "seq": seq, "type": type, "payload": dict(payload), "xid": _xid(session)}
+    session.execute(insert(JobEvent).values(values).inline())
+    session.info.setdefault(MOVED, []).append(job_id)
+
+
+def _xid(session: Session) -> Any:
+    """The transaction's own number, which orders events of several jobs: see read_all."""
     is_postgresql = session.get_bind().dialect.name == "postgresql"
-    xid = cast(cast(func.pg_current_xact_id(), Text), BigInteger) if is_postgresql else 0
-    session.execute(insert(JobEvent).values(job_id=job_id, seq=seq, type=type, payload=dict(payload), xid=xid).inline())
+    return cast(cast(func.pg_current_xact_id(), Text), BigInteger) if is_postgresql else 0
+
+
+def append_all(session: Session, seqs: Mapping[UUID, int], *, type: str, payload: Mapping[str, Any]) -> None:
+    """Add the same line to the histories of many jobs, each under its own number."""
+    rows = [{"job_id": job_id, "seq": seq, "type": type, "payload": dict(payload)} for job_id, seq in seqs.items()]
+    if rows:
+        session.execute(insert(JobEvent.__table__).values(xid=_xid(session)).inline(), rows)
+        session.info.setdefault(MOVED, []).extend(seqs)
 
 
 def read(database: Database, job_id: UUID, *, after: int = 0) -> list[EventRecord]:
@@ -64,6 +84,33 @@ def read(database: Database, job_id: UUID, *, after: int = 0) -> list[EventRecor
         return [_record(row) for row in rows]
 
 
+def read_many(database: Database, after: Mapping[UUID, int]) -> list[EventRecord]:
+    """Read the histories of several jobs, each after a line of its own, oldest first."""
+    if not after:
+        return []
+    lines = select(JobEvent).where(JobEvent.job_id.in_(list(after)), JobEvent.seq > min(after.values()))
+    with database.read() as session:
+        rows = session.scalars(lines.order_by(JobEvent.job_id, JobEvent.seq))
+        return [_record(row) for row in rows if row.seq > after[row.job_id]]
+
+
+def last_seqs(database: Database, job_ids: Collection[UUID]) -> dict[UUID, int]:
+    """How many lines the history of each of these jobs has. A job that is gone is left out."""
+    if not job_ids:
+        return {}
+    with database.read() as session:
+        found = session.execute(select(Job.id, Job.event_seq).where(Job.id.in_(list(job_ids))))
+        return {job_id: seq for job_id, seq in found}
+
+
+def end(database: Database) -> Cursor:
+    """The place behind everything that read_all would read now."""
+    with database.read() as session:
+        last = select(JobEvent.xid, JobEvent.position).order_by(JobEvent.xid.desc(), JobEvent.position.desc()).limit(1)
+        row = session.execute(last if database.is_sqlite else last.where(_IS_SETTLED)).one_or_none()
+        return Cursor(*row) if row else Cursor()
+
+
 def read_all(
     database: Database, *, after: Cursor, owner: str | None = None, limit: int = 500
 ) -> tuple[list[EventRecord], Cursor]:
@@ -72,21 +119,30 @@ def read_all(
     Only what lies below the oldest open transaction is read, and it is read in the order of (xid, position): a
     transaction that commits late can then never slip in behind a reader.
     """
+    found, cursor = read_owned(database, after=after, owner=owner, limit=limit)
+    return [record for _, record in found], cursor
+
+
+def read_owned(
+    database: Database, *, after: Cursor, owner: str | None = None, limit: int = 500
+) -> tuple[list[tuple[str, EventRecord]], Cursor]:
+    """What read_all reads, each event with the owner of its job."""
     with database.read() as session:
-        query = select(JobEvent).where(
+        query = select(JobEvent, Job.owner).join(Job, Job.id == JobEvent.job_id)
+        query = query.where(
             or_(JobEvent.xid > after.xid, and_(JobEvent.xid == after.xid, JobEvent.position > after.position))
         )
         if not database.is_sqlite:
-            query = query.where(text("xid < pg_snapshot_xmin(pg_current_snapshot())::text::bigint"))
+            query = query.where(_IS_SETTLED)
         if owner is not None:
-            query = query.join(Job, Job.id == JobEvent.job_id).where(Job.owner == owner)
-        rows = session.scalars(query.order_by(JobEvent.xid, JobEvent.position).limit(limit)).all()
-        last = Cursor(rows[-1].xid, rows[-1].position) if rows else after
-        return [_record(row) for row in rows], last
+            query = query.where(Job.owner == owner)
+        rows = session.execute(query.order_by(JobEvent.xid, JobEvent.position).limit(limit)).all()
+        found = [(name, _record(row)) for row, name in rows]
+        return found, found[-1][1].cursor if found else after
 
 
 def _record(row: JobEvent) -> EventRecord:
-    return EventRecord(row.job_id, row.seq, row.type, row.payload, row.created_at)
+    return EventRecord(row.job_id, row.seq, row.type, row.payload, row.created_at, Cursor(row.xid, row.position))
 
 
 class ProgressBoard:
@@ -110,8 +166,16 @@ class ProgressBoard:
 
     def read(self, job_id: UUID) -> dict[str, Any] | None:
         """Read one job's progress, or None when there is none, it is rubbish, or Redis does not answer in time."""
-        raw = self._redis.ask(lambda client: client.get(PROGRESS_KEY.format(job_id=job_id)), None)
-        return _progress(raw) if raw else None
+        return self.read_many([job_id]).get(job_id)
+
+    def read_many(self, job_ids: Collection[UUID]) -> dict[UUID, dict[str, Any]]:
+        """Read the progress of several jobs in one round trip; those of which there is none are left out."""
+        if not job_ids:
+            return {}
+        keys = [PROGRESS_KEY.format(job_id=job_id) for job_id in job_ids]
+        found = self._redis.ask(lambda client: client.mget(keys), [None] * len(keys))
+        read = {job_id: _progress(raw) for job_id, raw in zip(job_ids, found, strict=True) if raw}
+        return {job_id: progress for job_id, progress in read.items() if progress}
 
     def announce_cancel(self, job_id: UUID) -> None:
         """Tell the worker that holds the job to stop. The heartbeat tells it too, only later."""

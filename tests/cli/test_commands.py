@@ -130,7 +130,8 @@ def test_requeue_puts_a_running_job_back(darkroom, database_url):
     database = Database(database_url)
     values = {"prompt": "a house", "width": 64, "height": 64, "num_inference_steps": 1, "guidance_scale": 1.0}
     params = GenerationParams(sampler="euler", seed=0, **values)
-    job = jobs.submit(database, owner="ann", model="small", params=params, job_class=jobs.JobClass.BULK, ttl_seconds=60)
+    new = jobs.NewJob("small", params, jobs.JobClass.BULK, ttl_seconds=60)
+    job = jobs.submit(database, new, owner="ann")
     claim = jobs.claim(database, worker_id="w", models=["small"], num_held=0, lease_seconds=60, lines=jobs.Lines())
     assert claim.job_id == job.id
 

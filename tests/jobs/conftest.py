@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 from darkroom import events, jobs
 from darkroom.db import Database, now
 from darkroom.fleet import WorkerFacts
-from darkroom.jobs import Claim, ImageRecord, JobClass, JobRecord, JobState, Lines
+from darkroom.jobs import Claim, ImageRecord, JobClass, JobRecord, JobState, Lines, NewJob
 from darkroom.models import FINAL_STATES, Job
 from darkroom.params import GenerationParams
 
@@ -47,15 +47,8 @@ class Queue:
         ttl_seconds: float = 3600,
         **values: Any,
     ) -> UUID:
-        return jobs.submit(
-            self.database,
-            owner=owner,
-            model=model,
-            params=params_of(cost, **values),
-            job_class=job_class,
-            ttl_seconds=ttl_seconds,
-            weight=weight,
-        ).id
+        new = NewJob(model, params_of(cost, **values), job_class, ttl_seconds)
+        return jobs.submit(self.database, new, owner=owner, weight=weight).id
 
     def claim(
         self,

@@ -5,6 +5,7 @@ from sqlalchemy import update
 
 from darkroom import fleet
 from darkroom.db import Database, now
+from darkroom.errors import WorkerNotFound
 from darkroom.fleet import SILENT_LEASES, WorkerFacts
 from darkroom.models import Worker, WorkerState
 
@@ -89,3 +90,27 @@ def test_draining_worker_has_no_slots(database: Database) -> None:
     fleet.register(database, facts_of())
     fleet.beat(database, facts_of(), state=WorkerState.DRAINING, num_jobs=4)
     assert slots(database, "small") == {"small": 0}
+
+
+def test_worker_that_is_to_drain_is_told_with_its_next_beat_and_has_no_slots_at_once(database: Database) -> None:
+    fleet.register(database, facts_of())
+    assert fleet.beat(database, facts_of(), state=WorkerState.READY, num_jobs=1) is False
+    fleet.drain(database, "first")
+    assert slots(database, "small") == {"small": 0}
+    assert fleet.beat(database, facts_of(), state=WorkerState.READY, num_jobs=1) is True
+    (worker,) = fleet.list_workers(database)
+    assert (worker.state, worker.is_drain_wanted, worker.num_jobs) == (WorkerState.DRAINING, True, 1)
+
+
+def test_worker_whose_drain_is_taken_back_is_ready_with_its_next_beat(database: Database) -> None:
+    fleet.register(database, facts_of())
+    fleet.drain(database, "first")
+    fleet.undrain(database, "first")
+    assert fleet.beat(database, facts_of(), state=WorkerState.READY, num_jobs=0) is False
+    assert slots(database, "small") == {"small": 4}
+
+
+def test_unknown_worker_cannot_be_drained(database: Database) -> None:
+    for change in (fleet.drain, fleet.undrain):
+        with pytest.raises(WorkerNotFound):
+            change(database, "nobody")

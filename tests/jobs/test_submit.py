@@ -6,7 +6,7 @@ import pytest
 
 from darkroom import events, jobs
 from darkroom.errors import ImageNotFound, JobNotFound
-from darkroom.jobs import JobClass, JobState
+from darkroom.jobs import JobClass, JobState, NewJob
 
 
 def test_submitted_job_waits(queue) -> None:
@@ -20,9 +20,7 @@ def test_submitted_job_waits(queue) -> None:
 
 def test_submit_returns_what_a_reader_reads(queue) -> None:
     params = queue.get(queue.submit()).params
-    first = jobs.submit(
-        queue.database, owner="ann", model="small", params=params, job_class=JobClass.BULK, ttl_seconds=60
-    )
+    first = jobs.submit(queue.database, NewJob("small", params, JobClass.BULK, ttl_seconds=60), owner="ann")
     assert queue.get(first.id) == first
 
 
@@ -34,15 +32,7 @@ def test_submit_writes_the_first_line_of_the_history(queue) -> None:
 
 def test_retry_names_the_job_that_it_retries(queue, final_state: JobState) -> None:
     ended = queue.ended(final_state)
-    retry = jobs.submit(
-        queue.database,
-        owner="ann",
-        model="small",
-        params=ended.params,
-        job_class=JobClass.BULK,
-        ttl_seconds=60,
-        retry_of=ended.job_id,
-    )
+    retry = jobs.retry(queue.database, ended.job_id, owner="ann", ttl_seconds=60)
     assert (retry.retry_of, retry.state) == (ended.job_id, JobState.QUEUED)
     assert queue.state(ended.job_id) == final_state
 

@@ -16,7 +16,7 @@ import pytest
 from darkroom import events, fleet, jobs
 from darkroom.config import Settings
 from darkroom.db import Database
-from darkroom.jobs import JobClass, JobRecord, JobState
+from darkroom.jobs import JobClass, JobRecord, JobState, NewJob
 from darkroom.params import GenerationParams
 from darkroom.stack.leash import held_by, leashed
 from darkroom.storage import Storage
@@ -140,9 +140,7 @@ class Place:
         """Queue a job and ring for nobody."""
         values = {"width": 64, "height": 64, "num_inference_steps": 5, "guidance_scale": 3.0} | fields
         params = GenerationParams(prompt=prompt, **{"sampler": "euler", "seed": 0} | values)
-        return jobs.submit(
-            self.database, owner="ann", model=MODEL, params=params, job_class=JobClass.BULK, ttl_seconds=ttl_seconds
-        ).id
+        return jobs.submit(self.database, NewJob(MODEL, params, JobClass.BULK, ttl_seconds), owner="ann").id
 
     def job(self, job_id: UUID) -> JobRecord:
         return jobs.get(self.database, job_id)

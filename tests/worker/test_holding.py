@@ -13,7 +13,7 @@ from darkroom import jobs
 from darkroom.config import Settings
 from darkroom.db import Database, now
 from darkroom.fleet import WorkerFacts
-from darkroom.jobs import JobClass, JobState, Lines
+from darkroom.jobs import JobClass, JobState, Lines, NewJob
 from darkroom.jobs.line import LINE_LAG_CLAIMS
 from darkroom.models import Job
 from darkroom.params import GenerationParams
@@ -48,8 +48,7 @@ def submit(database: Database) -> Callable[[], UUID]:
     params = GenerationParams(sampler="euler", seed=0, **values)
 
     def submit(job_class: JobClass = JobClass.BULK) -> UUID:
-        record = jobs.submit(database, owner="ann", model=MODEL, params=params, job_class=job_class, ttl_seconds=3600)
-        return record.id
+        return jobs.submit(database, NewJob(MODEL, params, job_class, ttl_seconds=3600), owner="ann").id
 
     return submit
 

@@ -5,12 +5,23 @@ history in the same transaction. Knows no Redis, no storage, no HTTP: who commit
 """
 
 from darkroom.jobs.admission import admit, num_queued
-from darkroom.jobs.ending import cancel, fail, requeue, succeed
+from darkroom.jobs.ending import cancel, cancel_batch, erase, fail, requeue, succeed
+from darkroom.jobs.inputs import UploadRecord, add_upload, due_uploads, expire_upload, forget_upload, get_upload
 from darkroom.jobs.lease import heartbeat, reserve_solo
 from darkroom.jobs.line import Lines
-from darkroom.jobs.queue import claim, front_of_queue, position, retry, submit
-from darkroom.jobs.reading import get, get_image, list_jobs
-from darkroom.jobs.records import Claim, Ended, ImageRecord, JobRecord
+from darkroom.jobs.queue import claim, front_of_queue, position
+from darkroom.jobs.reading import get, get_image, list_jobs, search
+from darkroom.jobs.records import BatchRecord, Claim, Ended, ImageRecord, JobRecord
+from darkroom.jobs.submitting import (
+    NewJob,
+    Request,
+    find_made,
+    forget_requests,
+    get_batch,
+    retry,
+    submit,
+    submit_batch,
+)
 from darkroom.jobs.sweeping import (
     cleaned,
     delete_ended,
@@ -23,6 +34,7 @@ from darkroom.jobs.sweeping import (
 from darkroom.models import JobClass, JobState
 
 __all__ = [
+    "BatchRecord",
     "Claim",
     "Ended",
     "ImageRecord",
@@ -30,19 +42,32 @@ __all__ = [
     "JobRecord",
     "JobState",
     "Lines",
+    "NewJob",
+    "Request",
+    "UploadRecord",
+    "add_upload",
     "admit",
     "cancel",
+    "cancel_batch",
     "claim",
     "cleaned",
     "delete_ended",
     "due_for_cleanup",
     "due_for_deletion",
+    "due_uploads",
+    "erase",
     "expire_leases",
     "expire_overdue",
+    "expire_upload",
     "fail",
+    "find_made",
+    "forget_requests",
+    "forget_upload",
     "front_of_queue",
     "get",
+    "get_batch",
     "get_image",
+    "get_upload",
     "heartbeat",
     "list_jobs",
     "num_queued",
@@ -51,6 +76,8 @@ __all__ = [
     "requeue",
     "reserve_solo",
     "retry",
+    "search",
     "submit",
+    "submit_batch",
     "succeed",
 ]

@@ -5,18 +5,21 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import and_, insert, update
+from sqlalchemy import and_, insert, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.elements import ColumnElement
 
 from darkroom import events
 from darkroom.db import Database, now
-from darkroom.errors import JobFinished, StaleAttempt
+from darkroom.errors import JobFinished, JobNotFound, StaleAttempt
 from darkroom.jobs.reading import get
 from darkroom.jobs.records import ImageRecord, JobRecord
 from darkroom.models import FINAL_STATES, LIVE, RUNNING, Image, Job, JobState
 
 logger = structlog.get_logger(__name__)
+
+# Whose an erased job is: no owner has an empty name.
+NOBODY = ""
 
 
 def succeed(
@@ -68,7 +71,15 @@ def _end_if_held(
 def move(
     session: Session, guard: ColumnElement[bool], state: JobState, payload: Mapping[str, Any], **values: Any
 ) -> Job | None:
-    """The one statement that changes a state: where the guard holds, and with its line in the history."""
+    """Change the state of the one job that the guard holds for, if it holds; with its line in the history."""
+    moved = move_all(session, guard, state, payload, **values)
+    return moved[0] if moved else None
+
+
+def move_all(
+    session: Session, guard: ColumnElement[bool], state: JobState, payload: Mapping[str, Any], **values: Any
+) -> list[Job]:
+    """The one statement that changes a state: where the guard holds, and with a line in each history."""
     if state in FINAL_STATES:
         values |= {"finished_at": now(), "delete_at": now(Job.retention_seconds)}
     statement = (
@@ -78,11 +89,10 @@ def move(
         .returning(Job)
         .execution_options(synchronize_session=False)
     )
-    job = session.scalars(statement).one_or_none()
-    if job:
-        event = "requeued" if state == JobState.QUEUED else state
-        events.append(session, job.id, seq=job.event_seq, type=event, payload=payload)
-    return job
+    moved = list(session.scalars(statement))
+    event = "requeued" if state == JobState.QUEUED else state
+    events.append_all(session, {job.id: job.event_seq for job in moved}, type=event, payload=payload)
+    return moved
 
 
 def cancel(database: Database, job_id: UUID, *, owner: str) -> JobRecord:
@@ -95,6 +105,41 @@ def cancel(database: Database, job_id: UUID, *, owner: str) -> JobRecord:
     if record.state != JobState.CANCELED:
         raise JobFinished(job_id, record.state)
     return record
+
+
+def cancel_batch(database: Database, batch_id: UUID, *, owner: str) -> list[UUID]:
+    """Call off every job of a batch that has not ended; those that have stay as they are. Returns whom it ended."""
+    guard = and_(LIVE, Job.batch_id == batch_id, Job.owner == owner)
+    with database.write() as session:
+        moved = [job.id for job in move_all(session, guard, JobState.CANCELED, {}, cleanup_at=now())]
+    logger.info("batch_canceled", batch_id=str(batch_id), num_jobs=len(moved))
+    return moved
+
+
+def erase(database: Database, job_id: UUID, *, owner: str) -> bool:
+    """Take a job from its owner for good, with its words; one that has not ended is canceled. Raises JobNotFound.
+
+    What is left has no owner, so that nobody can read it, and waits for the sweep to delete its objects and then
+    itself. Returns whether the job was live.
+    """
+    mine = and_(Job.id == job_id, Job.owner == owner)
+    with database.write() as session:
+        canceled = move(session, and_(LIVE, mine), JobState.CANCELED, {}, cleanup_at=now())
+        params = session.scalar(select(Job.params).where(mine))
+        if params is None:
+            raise JobNotFound(job_id)
+        words = {"prompt": "", "negative_prompt": "", "init_image": None, "mask": None, "strength": None}
+        erased = {
+            "owner": NOBODY,
+            "params": params | words,
+            "client_metadata": None,
+            "webhook": None,
+            "error_message": None,
+            "delete_at": now(),
+        }
+        session.execute(update(Job).where(mine).values(erased).execution_options(synchronize_session=False))
+    logger.info("job_erased", job_id=str(job_id))
+    return canceled is not None
 
 
 def requeue(database: Database, job_id: UUID, *, reason: str, attempt: int | None = None) -> None:

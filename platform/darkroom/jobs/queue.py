@@ -1,4 +1,4 @@
-"""Into the queue and out of it: submit, claim, and a job's place in between."""
+"""Out of the queue: claim, and a job's place until then."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,23 +6,18 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-import uuid_utils.compat
 from pydantic import ValidationError
-from sqlalchemy import Float, and_, cast, func, insert, null, select, tuple_, update
-from sqlalchemy.orm import Session
+from sqlalchemy import Float, and_, cast, func, null, select, tuple_, update
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import ScalarSelect
 
 from darkroom import events
 from darkroom.db import Database, now
-from darkroom.errors import JobStillLive
-from darkroom.jobs.admission import admit
 from darkroom.jobs.ending import fail
 from darkroom.jobs.line import Lines
-from darkroom.jobs.reading import get
-from darkroom.jobs.records import Claim, JobRecord, job_record
-from darkroom.models import LIVE_STATES, QUEUED, RUNNING, SERVED, SUSPECT, UNFINISHED, Job, JobClass, JobState
-from darkroom.params import GenerationParams, cost
+from darkroom.jobs.records import Claim
+from darkroom.models import QUEUED, RUNNING, SUSPECT, Job, JobClass, JobState
+from darkroom.params import GenerationParams
 
 logger = structlog.get_logger(__name__)
 
@@ -40,108 +35,6 @@ class _Found:
     is_solo: bool
     seconds_left: float
     start_tag: float
-
-
-def submit(
-    database: Database,
-    *,
-    owner: str,
-    model: str,
-    params: GenerationParams,
-    job_class: JobClass,
-    ttl_seconds: float,
-    weight: float = 1.0,
-    key_id: UUID | None = None,
-    retry_of: UUID | None = None,
-) -> JobRecord:
-    """Queue a job and commit it. `ttl_seconds` from now it expires unless it is done; `weight` is its owner's share.
-
-    Raises IntakePaused, KeyRevoked or QuotaExceeded, and then stores nothing.
-    """
-    job_id = uuid_utils.compat.uuid7()
-    with database.write() as session:
-        admit(session, key_id=key_id, cost=cost(params))
-        start_tag = start_tag_of(session, owner, model, job_class)
-        job = session.scalars(
-            insert(Job)
-            .values(
-                id=job_id,
-                owner=owner,
-                key_id=key_id,
-                model=model,
-                params=params.model_dump(mode="json"),
-                state=JobState.QUEUED,
-                job_class=job_class,
-                start_tag=start_tag,
-                finish_tag=start_tag + cost(params) / weight,
-                deadline_at=now(ttl_seconds),
-                retry_of=retry_of,
-                event_seq=1,
-            )
-            .returning(Job)
-        ).one()
-        events.append(session, job_id, seq=1, type=JobState.QUEUED, payload={})
-        record = job_record(job, images=())
-    logger.info("job_queued", job_id=str(job_id), owner=owner, model=model, job_class=job_class.name.lower())
-    return record
-
-
-def retry(
-    database: Database,
-    job_id: UUID,
-    *,
-    owner: str,
-    ttl_seconds: float,
-    weight: float = 1.0,
-    key_id: UUID | None = None,
-) -> JobRecord:
-    """Submit an ended job once more, as a new job that names it. Raises JobNotFound, JobStillLive or as `submit`."""
-    ended = get(database, job_id, owner=owner)
-    if ended.state in LIVE_STATES:
-        raise JobStillLive(job_id, ended.state)
-    return submit(
-        database,
-        owner=owner,
-        model=ended.model,
-        params=ended.params,
-        job_class=ended.job_class,
-        ttl_seconds=ttl_seconds,
-        weight=weight,
-        key_id=key_id,
-        retry_of=job_id,
-    )
-
-
-def start_tag_of(session: Session, owner: str, model: str, job_class: JobClass) -> float:
-    """Start-time fair queueing (Goyal, Vin & Cheng 1996, eq. 1-2): S = max(v, the owner's last finish tag).
-
-    v, the virtual time, is the start tag of the front job that nobody has claimed yet. A job that came back has a tag
-    of long ago: who took that as the time would pass everybody who waits. When no such job is queued, v is the greatest
-    tag that was ever claimed: a line that ran empty goes on where it was, so that no worker's memory of it (jobs.line)
-    is ahead of what is queued next. Nothing is stored per owner; tags of different lines are never compared.
-    """
-    if session.get_bind().dialect.name == "postgresql":
-        # Two submits of one owner at once would both take the same tag, and with it two places in one turn.
-        lock = func.hashtextextended(f"{owner}\n{model}\n{job_class}", 0)
-        session.execute(select(func.pg_advisory_xact_lock(lock)))
-    line = and_(Job.model == model, Job.job_class == job_class)
-    front = (
-        select(Job.start_tag)
-        .where(QUEUED, line, Job.attempt == 0)
-        .order_by(Job.start_tag, Job.id)
-        .limit(1)
-        .scalar_subquery()
-    )
-    served = select(Job.start_tag).where(SERVED, line).order_by(Job.start_tag.desc()).limit(1).scalar_subquery()
-    share = (
-        select(Job.finish_tag)
-        .where(UNFINISHED, Job.owner == owner, line)
-        .order_by(Job.finish_tag.desc())
-        .limit(1)
-        .scalar_subquery()
-    )
-    virtual_time, finish_tag = session.execute(select(func.coalesce(front, served, 0.0), share)).one()
-    return float(max(virtual_time, finish_tag or 0.0))
 
 
 def claim(

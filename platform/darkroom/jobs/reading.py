@@ -1,14 +1,18 @@
 """Reading jobs. Somebody else's job does not exist."""
 
+from collections.abc import Iterable
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import selectinload
 
 from darkroom.db import Database
 from darkroom.errors import ImageNotFound, JobNotFound
 from darkroom.jobs.records import ImageRecord, JobRecord, image_record, job_record
 from darkroom.models import Job, JobState
+
+SEARCHED_JOBS = 2000
 
 
 def get(database: Database, job_id: UUID, *, owner: str | None = None) -> JobRecord:
@@ -37,17 +41,71 @@ def list_jobs(
     owner: str,
     state: JobState | None = None,
     model: str | None = None,
+    batch_id: UUID | None = None,
     before: UUID | None = None,
     limit: int = 50,
 ) -> list[JobRecord]:
     """Read an owner's jobs, newest first, beginning below `before`."""
-    query = select(Job).where(Job.owner == owner).options(selectinload(Job.images))
+    query = _filtered(select(Job), owner, state, model, batch_id, before).options(selectinload(Job.images))
+    with database.read() as session:
+        return _records(session.scalars(query.order_by(Job.id.desc()).limit(limit)))
+
+
+def search(
+    database: Database,
+    words: str,
+    *,
+    owner: str,
+    state: JobState | None = None,
+    model: str | None = None,
+    batch_id: UUID | None = None,
+    before: UUID | None = None,
+    limit: int = 50,
+) -> tuple[list[JobRecord], UUID | None]:
+    """Read the jobs whose prompt has all these words, newest first, and where to go on from; None at the end.
+
+    One call looks at SEARCHED_JOBS at most, so that its cost is bounded however many there are: it may find fewer than
+    `limit`, or none, and yet there is more to look at. Words are compared here, in every script alike, because neither
+    database folds the case of all of them.
+    """
+    prompt = Job.params["prompt"].as_string()
+    query = _filtered(select(Job.id, prompt), owner, state, model, batch_id, before)
+    wanted = words.casefold().split()
+    found: list[UUID] = []
+    rest: UUID | None = None
+    with database.read() as session:
+        rows = session.execute(query.order_by(Job.id.desc()).limit(SEARCHED_JOBS)).all()
+        for job_id, text in rows:
+            if len(found) == limit:
+                rest = found[-1]
+                break
+            if all(word in text.casefold() for word in wanted):
+                found.append(job_id)
+        else:
+            rest = rows[-1].id if len(rows) == SEARCHED_JOBS else None
+        jobs = select(Job).where(Job.id.in_(found)).order_by(Job.id.desc()).options(selectinload(Job.images))
+        return _records(session.scalars(jobs)), rest
+
+
+def _filtered(
+    query: Select[Any],
+    owner: str,
+    state: JobState | None,
+    model: str | None,
+    batch_id: UUID | None,
+    before: UUID | None,
+) -> Select[Any]:
+    query = query.where(Job.owner == owner)
     if state is not None:
         query = query.where(Job.state == state)
     if model is not None:
         query = query.where(Job.model == model)
+    if batch_id is not None:
+        query = query.where(Job.batch_id == batch_id)
     if before is not None:
         query = query.where(Job.id < before)
-    with database.read() as session:
-        jobs = session.scalars(query.order_by(Job.id.desc()).limit(limit)).all()
-        return [job_record(job, images=tuple(image_record(image) for image in job.images)) for job in jobs]
+    return query
+
+
+def _records(rows: Iterable[Job]) -> list[JobRecord]:
+    return [job_record(job, images=tuple(image_record(image) for image in job.images)) for job in rows]

@@ -61,6 +61,17 @@ class JobRecord:
 
 
 @dataclass(frozen=True)
+class BatchRecord:
+    """How far jobs are that were submitted together: how many of them are in each state. Erased ones are in none."""
+
+    id: UUID
+    owner: str
+    num_jobs: int
+    created_at: datetime
+    states: Mapping[JobState, int]
+
+
+@dataclass(frozen=True)
 class Claim:
     """A job that is now this worker's, for this attempt. `seconds_left` counts to its deadline."""
 

@@ -8,9 +8,10 @@ from sqlalchemy import and_, case, delete, select, update
 
 from darkroom.db import Database, now
 from darkroom.jobs.ending import move, put_back
-from darkroom.jobs.queue import start_tag_of
+from darkroom.jobs.inputs import is_needed
 from darkroom.jobs.records import Ended, ended_record
-from darkroom.models import FINAL_STATES, LIVE, QUEUED, RUNNING, UNFINISHED, Job, JobClass, JobState
+from darkroom.jobs.submitting import start_tag_of
+from darkroom.models import FINAL_STATES, LIVE, QUEUED, RUNNING, UNFINISHED, Batch, Image, Job, JobClass, JobState
 
 logger = structlog.get_logger(__name__)
 
@@ -129,17 +130,26 @@ def cleaned(database: Database, job_id: UUID, *, late_seconds: float) -> None:
 
 
 def due_for_deletion(database: Database, *, retention_seconds: Mapping[JobState, float]) -> list[Ended]:
-    """Ended jobs that have been kept for as long as their state is kept."""
-    due: list[Ended] = []
+    """Ended jobs that have been kept for as long as they or their state are kept, and whose pictures no job needs."""
+    kept = select(Job).where(~select(Image).where(Image.job_id == Job.id, is_needed(Image.key)).exists())
+    # One that was erased while it ran waits for what its worker may still be writing.
+    own = kept.where(Job.delete_at <= now(), Job.cleanup_at.is_(None)).order_by(Job.delete_at)
+    queries = [own]
+    for state, seconds in retention_seconds.items():
+        old = kept.where(Job.state == state, Job.finished_at < now(-seconds), Job.delete_at.is_(None))
+        queries.append(old.order_by(Job.finished_at))
     with database.read() as session:
-        for state, seconds in retention_seconds.items():
-            old = select(Job).where(Job.state == state, Job.finished_at < now(-seconds))
-            jobs = session.scalars(old.order_by(Job.finished_at).limit(SWEEP_BATCH))
-            due += [ended_record(job) for job in jobs]
-    return due
+        return [ended_record(job) for query in queries for job in session.scalars(query.limit(SWEEP_BATCH))]
 
 
 def delete_ended(database: Database, job_id: UUID) -> None:
-    """Forget an ended job, its pictures' rows and its history. Its objects must be gone already."""
+    """Forget an ended job, its pictures' rows, its history, and with its last job a batch. Its objects must be gone."""
+    ended = delete(Job).where(Job.id == job_id, Job.state.in_(FINAL_STATES)).returning(Job.batch_id)
     with database.write() as session:
-        session.execute(delete(Job).where(Job.id == job_id, Job.state.in_(FINAL_STATES)))
+        batch_id = session.scalar(ended.execution_options(synchronize_session=False))
+        if batch_id is None:
+            return
+        # Of two that delete the last two jobs at once, the second waits here, and finds none.
+        session.execute(select(Batch.id).where(Batch.id == batch_id).with_for_update())
+        rest = select(Job.id).where(Job.batch_id == batch_id).exists()
+        session.execute(delete(Batch).where(Batch.id == batch_id, ~rest).execution_options(synchronize_session=False))

@@ -3,11 +3,16 @@
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import and_, delete, insert, select, update
+import structlog
+from sqlalchemy import and_, case, delete, insert, select, update
 
 from darkroom.db import Database, now
+from darkroom.errors import WorkerNotFound
 from darkroom.models import Worker, WorkerState
+
+logger = structlog.get_logger(__name__)
 
 # A worker that has been silent for this many leases is forgotten; its jobs went back to the queue after one.
 SILENT_LEASES = 10
@@ -34,6 +39,7 @@ class WorkerRecord(WorkerFacts):
 
     state: WorkerState
     num_jobs: int
+    is_drain_wanted: bool
     started_at: datetime
     heartbeat_at: datetime
 
@@ -45,13 +51,42 @@ def register(database: Database, facts: WorkerFacts) -> None:
         session.execute(insert(Worker).values(state=WorkerState.READY, **asdict(facts)))
 
 
-def beat(database: Database, facts: WorkerFacts, *, state: WorkerState, num_jobs: int) -> None:
-    """Note that a worker lives. One that was forgotten meanwhile is added again."""
-    statement = update(Worker).where(Worker.id == facts.id).values(heartbeat_at=now(), state=state, num_jobs=num_jobs)
+def beat(database: Database, facts: WorkerFacts, *, state: WorkerState, num_jobs: int) -> bool:
+    """Note that a worker lives, and return whether it is to claim nothing more until further notice.
+
+    One that was forgotten meanwhile is added again.
+    """
+    said = case((Worker.is_drain_wanted, WorkerState.DRAINING.value), else_=state.value)
+    statement = update(Worker).where(Worker.id == facts.id).values(heartbeat_at=now(), state=said, num_jobs=num_jobs)
     with database.write() as session:
-        known = session.scalar(statement.returning(Worker.id).execution_options(synchronize_session=False))
-        if known is None:
+        wanted = session.scalar(
+            statement.returning(Worker.is_drain_wanted).execution_options(synchronize_session=False)
+        )
+        if wanted is None:
             session.execute(insert(Worker).values(state=state, num_jobs=num_jobs, **asdict(facts)))
+    return bool(wanted)
+
+
+def drain(database: Database, worker_id: str) -> None:
+    """Have a worker claim nothing more until `undrain`; what it runs goes on. Again is fine. Raises WorkerNotFound.
+
+    Its next heartbeat tells it. A worker that starts anew is a new one, which knows nothing of it.
+    """
+    _change(database, worker_id, is_drain_wanted=True, state=WorkerState.DRAINING)
+    logger.info("drain_wanted", worker=worker_id)
+
+
+def undrain(database: Database, worker_id: str) -> None:
+    """Have a drained worker claim again, from its next heartbeat on. Again is fine. Raises WorkerNotFound."""
+    _change(database, worker_id, is_drain_wanted=False)
+    logger.info("drain_ended", worker=worker_id)
+
+
+def _change(database: Database, worker_id: str, **values: Any) -> None:
+    statement = update(Worker).where(Worker.id == worker_id).values(**values).returning(Worker.id)
+    with database.write() as session:
+        if session.scalar(statement.execution_options(synchronize_session=False)) is None:
+            raise WorkerNotFound(worker_id)
 
 
 def leave(database: Database, worker_id: str) -> None:
@@ -91,6 +126,7 @@ def list_workers(database: Database) -> list[WorkerRecord]:
                 version=row.version,
                 state=WorkerState(row.state),
                 num_jobs=row.num_jobs,
+                is_drain_wanted=row.is_drain_wanted,
                 started_at=row.started_at,
                 heartbeat_at=row.heartbeat_at,
             )

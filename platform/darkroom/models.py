@@ -77,7 +77,7 @@ class WorkerState(StrEnum):
 
     # Claims jobs of the models it holds.
     READY = "ready"
-    # Claims no more; finishes or returns what it holds, then leaves.
+    # Claims no more: it finishes or returns what it holds and leaves, or an operator wants it to wait.
     DRAINING = "draining"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, text
 
+from darkroom import fleet
 from darkroom.jobs import JobState
 from darkroom.models import Job
 
@@ -148,3 +149,19 @@ def test_a_worker_whose_celery_breaks_drains_and_asks_to_be_started_again(place:
         finally:
             client.replicaof("NO", "ONE")
     assert place.events(job_id) == ["queued", "running", "succeeded"]
+
+
+def test_a_worker_that_an_operator_drains_keeps_what_runs_and_claims_again_when_told(place: Any) -> None:
+    worker = place.start_worker(worker_slots=2)
+    running = place.submit("wait:go")
+    place.until_developing(running)
+    (known,) = fleet.list_workers(place.database)
+    fleet.drain(place.database, known.id)
+    place.until(lambda: "worker_rests" in worker.log, "it was told")
+    waiting = place.submit()
+    place.release("go")
+    place.until_state(JobState.SUCCEEDED, running)
+    assert place.job(waiting).state is JobState.QUEUED
+    assert worker.exit_code is None
+    fleet.undrain(place.database, known.id)
+    place.until_state(JobState.SUCCEEDED, waiting)

@@ -86,6 +86,7 @@ class Worker:
         self._lines = Lines()
         self._saw_whole_line_at = 0.0
         self._is_draining = False
+        self._is_resting = False
         self._must_run_empty = False
         self._is_storage_away = False
         self._is_engine_gone = False
@@ -127,7 +128,7 @@ class Worker:
 
     def _room(self) -> tuple[JobClass, ...]:
         """The classes of which the worker would take another job now."""
-        if self._is_draining or self._is_storage_away or self._is_engine_gone:
+        if self._is_draining or self._is_resting or self._is_storage_away or self._is_engine_gone:
             return ()
         if self._must_run_empty and self._held:
             return ()
@@ -239,7 +240,7 @@ class Worker:
             held = dict(self._held)
             state = WorkerState.DRAINING if self._is_draining else WorkerState.READY
         attempts = {job_id: job.claim.attempt for job_id, job in held.items() if not self._is_stalled(job)}
-        fleet.beat(self._database, self._facts, state=state, num_jobs=len(held))
+        self._rest(fleet.beat(self._database, self._facts, state=state, num_jobs=len(held)))
         mine = jobs.heartbeat(
             self._database,
             worker_id=self._facts.id,
@@ -249,6 +250,15 @@ class Worker:
         for job_id in attempts.keys() - mine:
             held[job_id].lose()
         self._reserve_for_suspect(bool(held))
+
+    def _rest(self, is_wanted: bool) -> None:
+        """Claim nothing more while an operator wants that. What runs goes on."""
+        if is_wanted == self._is_resting:
+            return
+        self._is_resting = is_wanted
+        logger.info("worker_rests" if is_wanted else "worker_resumes", worker=self._facts.id)
+        if not is_wanted:
+            self.on_room()
 
     def _reserve_for_suspect(self, is_busy: bool) -> None:
         must_run_empty = is_busy and jobs.reserve_solo(

@@ -13,9 +13,10 @@ from darkroom_engine.families import seeded
 from darkroom_engine.families.base import Family
 from darkroom_engine.families.folder import ModelFolder, first_sentence
 from darkroom_engine.families.sd import StableDiffusion
+from darkroom_engine.families.sdxl import StableDiffusionXL
 from darkroom_engine.quiet import quiet
 
-FAMILIES: Mapping[str, type[Family]] = {family.family: family for family in (StableDiffusion,)}
+FAMILIES: Mapping[str, type[Family]] = {family.family: family for family in (StableDiffusion, StableDiffusionXL)}
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 SEEDED = re.compile(r"seeded:(\d{1,18})")

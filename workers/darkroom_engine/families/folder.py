@@ -3,6 +3,7 @@
 Takes safetensors only, runs no code from the folder, opens no connection.
 """
 
+import inspect
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -50,6 +51,8 @@ class ModelFolder:
                 self.name,
                 f"{self.path / INDEX} has parts that family {family.family!r} does not know: {', '.join(foreign)}",
             )
+        if self.settings.get("requires_aesthetics_score"):
+            raise ModelLoadError(self.name, f"{self.path} is a refiner, which only finishes what another model began")
         for component, files in family.components.items():
             self.check(component, files)
         parts = {
@@ -57,7 +60,13 @@ class ModelFolder:
             for component, files in family.components.items()
         }
         with quiet():
-            return getattr(diffusers, self.pipeline_class)(**parts, **family.left_out)
+            return getattr(diffusers, self.pipeline_class)(**(self.settings | parts | family.left_out))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the pipeline's constructor is to be given beside its parts."""
+        accepted = inspect.signature(getattr(diffusers, self.pipeline_class).__init__).parameters
+        return {name: value for name, value in self._index.items() if name in accepted and not isinstance(value, list)}
 
     @property
     def components(self) -> set[str]:

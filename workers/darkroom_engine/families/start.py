@@ -30,9 +30,9 @@ def start(
     like: Tensor,
     takes_mask: bool,
 ) -> Start:
-    """Start a request with latents (1, C, h, w) that are `multiple` times smaller than its picture.
+    """Start a request with latents (1, C, h, w), `multiple` times smaller than its picture, of device and dtype `like`.
 
-    They are of the device and dtype of `like`. A UNet that `takes_mask` is given one for every request: one without a mask of its own repaints everything.
+    A UNet that `takes_mask` is given one for every request: one without a mask of its own repaints everything.
     """
     is_repainted = takes_mask or request.mask is not None
     is_noise_alone = request.image is None or (is_repainted and request.strength == 1)

@@ -51,12 +51,18 @@ class Settings(BaseSettings):
     allowed_hosts: CommaList = ()
     keyless_anywhere: bool = False
     secret_key: SecretStr | None = Field(None, validation_alias=_also("DARKROOM_SECRET_KEY", "SECRET_KEY"))
+    # Requests served at once, and beside them the requests that wait for a job: streams, Prefer: wait.
     web_threads: int = Field(64, ge=1, le=4096)
+    web_waiters: int = Field(512, ge=1, le=4096)
+    stream_heartbeat_seconds: float = Field(15, gt=0, le=300)
 
     redis_server_bin: Path | None = Field(None, validation_alias=_also("DARKROOM_REDIS_SERVER_BIN", "REDIS_SERVER_BIN"))
 
     catalog: Path | None = None
     models_dir: Path | None = None
+
+    embed_metadata: bool = True
+    webhook_allow: CommaList = ()
 
     lease_seconds: float = Field(30, gt=0, le=3600)
     heartbeat_seconds: float = Field(5, gt=0, le=600)
@@ -81,7 +87,7 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["console", "json"] = "console"
 
-    @field_validator("allowed_hosts", "worker_models", mode="before")
+    @field_validator("allowed_hosts", "worker_models", "webhook_allow", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

@@ -6,7 +6,7 @@ or marked `dialect` where it is used.
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, date, datetime
 from importlib.resources import files
@@ -129,12 +129,15 @@ class Database:
         self._engine = _sqlite_engine(url) if self.is_sqlite else _postgresql_engine(url, pool_size)
         # SQLite has one writer: waiting here is fair and cheap, its own busy handler is neither.
         self._writer: AbstractContextManager[Any] = threading.Lock() if self.is_sqlite else nullcontext()
+        # Called after every commit with what the transaction has left in its session's `info`.
+        self.on_commit: Callable[[Mapping[Any, Any]], None] = lambda _: None
 
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A transaction that commits at the end of the block. Raises DatabaseUnavailable when it cannot be had."""
         with _faults(), self._writer, self._begin("IMMEDIATE") as session:
             yield session
+        self.on_commit(session.info)
 
     @contextmanager
     def read(self) -> Iterator[Session]:

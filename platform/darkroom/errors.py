@@ -195,6 +195,10 @@ class TooManyWebhooks(DarkroomError):
         super().__init__(f"at most {most} webhooks can be registered: remove one first")
 
 
+class NoPlaceToWait(DarkroomError):
+    """As many wait already as this process takes."""
+
+
 class DatabaseUnavailable(DarkroomError):
     """The database does not answer."""
 

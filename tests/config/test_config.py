@@ -24,6 +24,8 @@ WRONG = [
     ("PORT", "70000", "65535"),
     ("DARKROOM_PORT", "web", "integer"),
     ("DARKROOM_WEB_THREADS", "0", "1"),
+    ("DARKROOM_WEB_WAITERS", "0", "1"),
+    ("DARKROOM_STREAM_HEARTBEAT_SECONDS", "0", "0"),
     ("DARKROOM_KEYLESS_ANYWHERE", "perhaps", "boolean"),
     ("DARKROOM_LEASE_SECONDS", "0", "0"),
     ("DARKROOM_LEASE_SECONDS", "nan", "0"),

@@ -10,7 +10,7 @@ from flask import Flask
 from darkroom.config import Settings
 from darkroom.web import create_app
 
-LOOPS = {"relay", "sweep", "chores"}
+LOOPS = {"relay", "sweep", "chores", "crier", "webhooks"}
 
 
 def living() -> set[str]:

@@ -21,6 +21,7 @@ from darkroom.db import Database
 from darkroom.dispatch import BROKER_ERRORS, TASK, Doorbell, celery_app, consume, model_of
 from darkroom.errors import ConfigError, DarkroomError
 from darkroom.fleet import WorkerFacts
+from darkroom.news import Crier
 from darkroom.storage import Storage
 from darkroom.sweeper import Sweeper
 from darkroom_engine import EngineError
@@ -101,6 +102,8 @@ def serve(
     developer = Developer(engine, storage=storage, database=database, patience_seconds=settings.upload_limit_seconds)
     worker = Worker(Parts(settings, facts, database, storage, developer, stall_limits))
     sweeper = Sweeper(settings, database=database, storage=storage)
+    crier = Crier(settings.redis_url)
+    database.on_commit = crier.on_commit
     app = _celery(settings, worker)
 
     worker_shutting_down.connect(lambda **_: _leave_in_background(worker), weak=False)
@@ -109,10 +112,12 @@ def serve(
     try:
         worker.start()
         sweeper.ensure_alive()
+        crier.ensure_alive()
         consumer.start()
     finally:
         _leave(worker)
         sweeper.stop()
+        crier.stop()
         logger.info("worker_left", worker=facts.id)
     if consumer.exitcode:
         sys.exit(consumer.exitcode)  # Celery broke: whoever supervises this process is to start it again

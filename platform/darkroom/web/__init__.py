@@ -12,13 +12,20 @@ from darkroom.config import Settings
 from darkroom.db import Database
 from darkroom.events import ProgressBoard
 from darkroom.keys import KeyRing
+from darkroom.news import Crier
+from darkroom.previews import PreviewBoard
 from darkroom.relay import Relay
 from darkroom.storage import Storage
 from darkroom.sweeper import Sweeper
-from darkroom.web import api, guards, identity, limits, login, pages, problems
+from darkroom.web import api, guards, identity, limits, login, pages, problems, streams, webhooks
 from darkroom.web.background import Background
 from darkroom.web.guards import check_bind
+from darkroom.web.hub import Hub
 from darkroom.web.services import Services
+from darkroom.web.waiting import Waiting
+from darkroom.webhooks.courier import Courier
+from darkroom.webhooks.destinations import Destinations
+from darkroom.webhooks.sending import Sender
 
 __all__ = ["check_bind", "create_app"]
 
@@ -49,20 +56,31 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
     storage = Storage(settings)
     relay = Relay(settings, database=database, catalog=catalog)
     sweeper = Sweeper(settings, database=database, storage=storage, on_waiting=relay.notify)
-    background = Background(relay, sweeper)
+    crier = Crier(settings.redis_url)
+    database.on_commit = crier.on_commit
     progress = ProgressBoard(settings.redis_url)
-    app.extensions["darkroom"] = Services(settings, database, catalog, storage, progress, background, keys)
+    previews = PreviewBoard(settings.redis_url)
+    hub = Hub(database, redis_url=settings.redis_url, progress=progress, previews=previews)
+    waiting = Waiting(hub, database=database, num_places=settings.web_waiters)
+    destinations = Destinations.read(settings.webhook_allow)
+    courier = Courier(database, Sender(destinations))
+    background = Background(relay, sweeper, crier, hub, courier)
+    app.extensions["darkroom"] = Services(
+        settings, database, catalog, storage, progress, background, keys, waiting, destinations
+    )
 
     problems.install(app)
     guards.install(app, settings)  # before the form's token is looked at
     identity.install(app, settings, keys)
     limits.install(app, settings)
-    CSRFProtect(app).exempt(
-        api.blueprint
-    )  # programs hold no cookie; require_json and check_origin stand in for the token
+    csrf = CSRFProtect(app)
+    for programs in (api.blueprint, webhooks.blueprint):
+        csrf.exempt(programs)  # programs hold no cookie; require_json and check_origin stand in for the token
     if with_background:
         background.run_with(app)
     app.register_blueprint(api.blueprint)
+    app.register_blueprint(streams.blueprint)
+    app.register_blueprint(webhooks.blueprint)
     app.register_blueprint(pages.blueprint)
     app.register_blueprint(login.blueprint)
     app.add_template_global(_asset_urls(), "asset")

@@ -17,6 +17,7 @@ from werkzeug.exceptions import HTTPException
 from darkroom.errors import (
     DarkroomError,
     DatabaseUnavailable,
+    DeliveryNotFound,
     FieldError,
     ImageNotFound,
     IntakePaused,
@@ -26,10 +27,13 @@ from darkroom.errors import (
     JobStillLive,
     KeyNotFound,
     KeyRevoked,
+    NoPlaceToWait,
     ObjectNotFound,
     QuotaExceeded,
     StorageError,
+    TooManyWebhooks,
     UnknownModel,
+    WebhookNotFound,
     WorkerNotFound,
 )
 
@@ -139,10 +143,19 @@ def problem_of(error: Exception) -> Problem:
             return Problem(404, "unknown_job", "No job has this id.")
         case ImageNotFound():
             return Problem(404, "unknown_image", "This job has no such picture.")
+        case WebhookNotFound():
+            return Problem(404, "unknown_webhook", "No webhook has this id.")
+        case DeliveryNotFound():
+            return Problem(404, "unknown_delivery", "No delivery has this id.")
+        case TooManyWebhooks():
+            return Problem(409, "too_many_webhooks", f"At most {error.most} webhooks: remove one first.")
         case JobStillLive():
             return Problem(409, "job_live", f"This job has not ended: it is {error.state}.")
         case JobFinished():
             return Problem(409, "job_finished", f"This job has already ended: it is {error.state}.")
+        case NoPlaceToWait():
+            detail = "As many wait here already as can. Come back, or ask without waiting."
+            return Problem(503, "too_many_waiting", detail, (), RETRY_AFTER)
         case QuotaExceeded():
             return _of_quota(error)
         case IntakePaused():

@@ -22,6 +22,8 @@ from darkroom.storage import Storage
 from darkroom.web.background import Background
 from darkroom.web.identity import current
 from darkroom.web.submission import Submission
+from darkroom.web.waiting import Waiting
+from darkroom.webhooks.destinations import Destinations
 
 logger = structlog.get_logger(__name__)
 
@@ -48,6 +50,8 @@ class Services:
     progress: ProgressBoard
     background: Background
     keys: KeyRing
+    waiting: Waiting
+    destinations: Destinations
 
     def submit(self, submission: Submission) -> JobRecord:
         """Store a job, then ring for it. Only the database can make this fail or wait."""

@@ -1,5 +1,7 @@
 """Whether jobs are taken at all: an operator may pause that for a while. Knows no job and no HTTP."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -8,12 +10,13 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
 from darkroom.db import Database
-from darkroom.errors import IntakePaused
+from darkroom.errors import DatabaseUnavailable, IntakePaused
 from darkroom.models import Intake
 
 logger = structlog.get_logger(__name__)
 
 THE_ROW = 1
+REMEMBER_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,27 @@ def check(session: Session) -> None:
     reason = session.scalar(select(Intake.reason))
     if reason is not None:
         raise IntakePaused(reason)
+
+
+class Notice:
+    """What the pages of one process say of the intake, at most REMEMBER_SECONDS old."""
+
+    def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._database = database
+        self._clock = clock
+        self._read_at: float | None = None
+        self._pause: Pause | None = None
+
+    def read(self) -> Pause | None:
+        """Why no jobs are taken; None while they are, and while the database cannot tell: a page has other worries."""
+        if self._read_at is None or self._clock() - self._read_at >= REMEMBER_SECONDS:
+            self._read_at = self._clock()
+            try:
+                self._pause = read(self._database)
+            except DatabaseUnavailable as error:
+                self._pause = None
+                logger.warning("intake_untold", reason=str(error))
+        return self._pause
 
 
 def _pause(row: Intake) -> Pause:

@@ -33,10 +33,14 @@ SHAPE = re.compile(MARK + "[A-Za-z0-9_-]{43}")
 SHOWN_CHARACTERS = 11
 
 MAX_NAME_CHARACTERS = 64
-MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
-MAX_QUEUED = 100_000
-MAX_MEGAPIXEL_STEPS = 1e12
-MAX_REQUESTS_PER_MINUTE = 1_000_000
+# From, to. A submit counts a key's waiting jobs one by one: hence the end of max_queued.
+QUOTA_LIMITS: dict[str, tuple[float, float]] = {
+    "weight": (0.01, 100),
+    "max_queued": (0, 100_000),
+    "megapixel_steps_per_day": (0, 1_000_000_000),
+    "requests_per_minute": (1, 1_000_000),
+}
+QUOTA_LIMITS_IN_WORDS = {name: f"a number from {low:g} to {high:.10g}" for name, (low, high) in QUOTA_LIMITS.items()}
 
 # How long a process goes on with what it knows of a key: so long may a revoked one still be let in.
 REMEMBER_SECONDS = 2.0
@@ -271,15 +275,8 @@ def _naming_errors(name: str, owner: str, scopes: tuple[str, ...]) -> list[Field
 
 
 def _quota_errors(quotas: Quotas) -> list[FieldError]:
-    limits: dict[str, tuple[float, float]] = {
-        "weight": (MIN_WEIGHT, MAX_WEIGHT),
-        "max_queued": (0, MAX_QUEUED),
-        "megapixel_steps_per_day": (0, MAX_MEGAPIXEL_STEPS),
-        "requests_per_minute": (1, MAX_REQUESTS_PER_MINUTE),
-    }
-    values = {name: value for name, value in vars(quotas).items() if value is not None or name == "weight"}
     return [
-        FieldError(name, "is out of range", f"from {limits[name][0]:g} to {limits[name][1]:,.10g}")
-        for name, value in values.items()
-        if value is None or not limits[name][0] <= value <= limits[name][1]
+        FieldError(name, "is out of range", QUOTA_LIMITS_IN_WORDS[name])
+        for name, value in vars(quotas).items()
+        if value is not None and not QUOTA_LIMITS[name][0] <= value <= QUOTA_LIMITS[name][1]
     ]

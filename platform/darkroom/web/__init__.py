@@ -11,13 +11,14 @@ from darkroom.catalog import Catalog
 from darkroom.config import Settings
 from darkroom.db import Database
 from darkroom.events import ProgressBoard
+from darkroom.intake import Notice
 from darkroom.keys import KeyRing
 from darkroom.news import Crier
 from darkroom.previews import PreviewBoard
 from darkroom.relay import Relay
 from darkroom.storage import Storage
 from darkroom.sweeper import Sweeper
-from darkroom.web import api, guards, identity, limits, login, pages, problems, streams, webhooks
+from darkroom.web import accounts, api, guards, identity, limits, login, pages, problems, streams, webhooks
 from darkroom.web.background import Background
 from darkroom.web.guards import check_bind
 from darkroom.web.hub import Hub
@@ -74,11 +75,12 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
     identity.install(app, settings, keys)
     limits.install(app, settings)
     csrf = CSRFProtect(app)
-    for programs in (api.blueprint, webhooks.blueprint):
+    for programs in (api.blueprint, accounts.blueprint, webhooks.blueprint):
         csrf.exempt(programs)  # programs hold no cookie; require_json and check_origin stand in for the token
     if with_background:
         background.run_with(app)
     app.register_blueprint(api.blueprint)
+    app.register_blueprint(accounts.blueprint)
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(webhooks.blueprint)
     app.register_blueprint(pages.blueprint)
@@ -86,6 +88,7 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
     app.add_template_global(_asset_urls(), "asset")
     app.add_template_filter(_sentence_case, "sentence_case")
     app.add_template_global(identity.known, "identity")
+    app.add_template_global(Notice(database).read, "intake_pause")
     identity.check_rules(app)
     return app
 

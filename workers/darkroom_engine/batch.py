@@ -7,21 +7,23 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from darkroom_engine.costs import ForwardCost
 from darkroom_engine.request import Handle, Request
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from torch import Generator, Tensor
 
     from darkroom_engine.families.base import Conditioning, Kept
+    from darkroom_engine.step_table import StepTable
 
 
 @dataclass(eq=False, kw_only=True)
 class Development:
     """One request in flight. `batch_key` says who may share its forwards, `num_rows` how many rows it takes there.
 
-    Everything random and everything that remembers belongs to the request alone: its generator, its noise_scheduler.
+    `max_rows` is how many fit into the memory at its shape, where that is known; `exact_rows` how many each of its
+    forwards must have, where it is to be exact. Everything random and everything that remembers belongs to the request
+    alone: its generator, its noise_scheduler.
     """
 
     request: Request
@@ -32,34 +34,52 @@ class Development:
     timesteps: "Tensor"  # (num_steps,), on the CPU: schedulers index their tables with it
     step_arguments: Mapping[str, Any]
     generator: "Generator"
+    max_rows: int | None = None
+    exact_rows: int | None = None
+    step_table: "StepTable | None" = None  # None: the noise_scheduler itself is stepped
     step: int = 0
     latents: "Tensor | None" = None  # (1, ...)
+    denoised: "Tensor | None" = None  # (1, ...): what the latest step took for the picture, where that is known
     conditioning: "Conditioning | None" = None  # each (num_rows, ...)
     kept: "Kept | None" = None
+    walk: "dict[int, Tensor]" = field(default_factory=dict)  # step -> (1, ...), on the host
+
+    @property
+    def num_steps_left(self) -> int:
+        """Denoiser steps that it still needs."""
+        return self.handle.progress.num_steps - self.step
 
 
 @dataclass(frozen=True)
 class StepBatch:
-    """The requests that share one denoiser forward in one tick."""
+    """The requests that share one denoiser forward in one tick.
+
+    `exact_rows` is how many rows the forward must have, where one of them is to be exact; padding fills it up.
+    """
 
     batch_key: Hashable
     developments: tuple[Development, ...]
+    exact_rows: int | None = None
 
     @property
     def num_rows(self) -> int:
-        """Rows of the forward."""
+        """Rows that the requests take."""
         return sum(development.num_rows for development in self.developments)
 
 
 @dataclass
 class StepOutcome:
-    """What one tick did: pictures, failures with their reasons, and whether the rows were too many for the memory."""
+    """What one tick did: who has reached the last step, failures with their reasons, and whether the rows were too many for the memory.
 
-    images: "dict[Development, npt.NDArray[np.uint8]]" = field(default_factory=dict)
+    `costs` are those of forwards that have ended by now, this tick's or earlier ones'.
+    """
+
+    denoised: list[Development] = field(default_factory=list)
     failures: dict[Development, str] = field(default_factory=dict)
     is_out_of_memory: bool = False
+    costs: list[ForwardCost] = field(default_factory=list)
 
     @property
     def ended(self) -> tuple[Development, ...]:
         """The requests that need no further step."""
-        return (*self.images, *self.failures)
+        return (*self.denoised, *self.failures)

@@ -1,4 +1,4 @@
-"""Runs what the scheduler picked: encodes, one denoiser forward for all, each request's own sampler step, decodes.
+"""Runs what the scheduler picked: encodes, one denoiser forward for all, each request's own sampler step.
 
 Knows tensors and families; decides nothing about whose turn it is. A failure ends one request, never its neighbours.
 """
@@ -8,23 +8,24 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from darkroom_engine.batch import Development, StepBatch, StepOutcome
-from darkroom_engine.errors import DeviceLost, InvalidRequest, RequestFailed, UnknownModel
+from darkroom_engine.errors import InvalidRequest, UnknownModel
+from darkroom_engine.exact import exact_rows
 from darkroom_engine.families.base import Conditioning, Family, Start
+from darkroom_engine.faults import check_device, is_out_of_memory, reason
+from darkroom_engine.forwards import Forwards
+from darkroom_engine.frames import keep_frame, show
+from darkroom_engine.latent_colors import LatentColors
 from darkroom_engine.request import Handle, Request
 from darkroom_engine.samplers import make_noise_scheduler, samplers_for, step_arguments
 from darkroom_engine.step_table import StepTable, read_step_table
-from darkroom_engine.stepping import advance, model_input
+from darkroom_engine.stepping import advance
 from darkroom_engine.validation import check_extras, check_request
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +39,17 @@ class ModelRunner:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.models: dict[str, Family] = {}
+        self.colors: dict[str, LatentColors] = {}
+        self._forwards = Forwards(device)
         self._building = threading.Lock()  # of noise_schedulers, and of their step tables
         self._step_tables: dict[Hashable, StepTable | None] = {}
+
+    def adopt(self, name: str, model: Family) -> None:
+        """Take in a loaded model."""
+        self.models[name] = model
+        if hasattr(model, "vae"):
+            tile_large_pictures(model.vae)
+            self.colors[name] = fit_latent_colors(model)
 
     def prepare(self, request: Request) -> Development:
         """Check a request and give it its own sampler and generator. Safe on any thread; touches no device.
@@ -82,6 +92,7 @@ class ModelRunner:
             step_arguments=step_arguments(noise_scheduler, generator),
             generator=generator,
             step_table=step_table,
+            exact_rows=exact_rows(request.width, request.height) if request.is_exact else None,
         )
 
     def _step_table(
@@ -98,7 +109,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def step(self, batch: StepBatch) -> StepOutcome:
-        """Bring every request of the batch one denoiser step further, the new ones encoded, the last step decoded.
+        """Bring every request of the batch one denoiser step further, the new ones encoded.
 
         Raises DeviceLost; every other failure is in the outcome.
         """
@@ -107,10 +118,11 @@ class ModelRunner:
         for development in batch.developments:
             if development.conditioning is None:
                 self._encode(model, development, outcome)
-        self._denoise(model, [d for d in batch.developments if d not in outcome.failures], outcome)
+        self._denoise(model, [d for d in batch.developments if d not in outcome.failures], batch.exact_rows, outcome)
         for development in batch.developments:
-            if development.step == len(development.timesteps) and development not in outcome.failures:
-                self._decode(model, development, outcome)
+            if development not in outcome.failures:
+                self._show(development, outcome)
+        outcome.costs = self._forwards.costs()
         return outcome
 
     def _encode(self, model: Family, development: Development, outcome: StepOutcome) -> None:
@@ -119,25 +131,29 @@ class ModelRunner:
             start = model.start(development.request, development.noise_scheduler, development.generator)
             development.latents, development.kept = start.latents, start.kept
             development.conditioning = {**_condition(model, development), **_for_each_row(development, start)}
+            keep_frame(development)
             development.handle.advance("denoise", 0)
 
-    def _denoise(self, model: Family, developments: Sequence[Development], outcome: StepOutcome) -> None:
+    def _denoise(
+        self, model: Family, developments: Sequence[Development], exact_rows: int | None, outcome: StepOutcome
+    ) -> None:
         """One forward for all. Where it fails, one for each, so that the request at fault fails alone."""
         if not developments:
             return
         try:
-            prediction = _forward(model, developments, self.device)
+            prediction = self._forwards.run(model, developments, exact_rows)
         except Exception as error:
-            _check_device(error)
-            if len(developments) == 1:
-                outcome.failures[developments[0]] = _reason(error)
+            check_device(error)
+            if len(developments) == 1 or (exact_rows and is_out_of_memory(error)):
+                # The rows of a forward that must be exact cannot be halved; the neighbors are tried again without it.
+                outcome.failures[developments[0]] = reason(error)
                 logger.exception("a request failed")
-            elif _is_out_of_memory(error):
+            elif is_out_of_memory(error):
                 outcome.is_out_of_memory = True
             else:
                 logger.warning("a step of %d requests failed; they are stepped one by one", len(developments))
                 for development in developments:
-                    self._denoise(model, [development], outcome)
+                    self._denoise(model, [development], exact_rows, outcome)
             return
         self._advance(model, developments, prediction, outcome)
 
@@ -150,7 +166,7 @@ class ModelRunner:
         try:
             advance(model, developments, prediction)
         except Exception as error:
-            _check_device(error)
+            check_device(error)
             logger.warning("stepping %d requests together failed", len(developments), exc_info=True)
             rows = prediction.split([development.num_rows for development in developments])
             for development, state, step, own in zip(developments, states, steps, rows, strict=True):
@@ -161,16 +177,14 @@ class ModelRunner:
         for development in developments:
             development.handle.advance("denoise", development.step)
 
-    def _decode(self, model: Family, development: Development, outcome: StepOutcome) -> None:
-        development.handle.advance("decode", development.step)
+    def _show(self, development: Development, outcome: StepOutcome) -> None:
+        """Let the request be seen on its way, and name it as denoised when it has reached its last step."""
         with self._isolated(development, outcome):
-            assert development.latents is not None
-            request = development.request
-            image = model.decode(development.latents, (request.height, request.width))[0]
-            # The one place that waits for the device: once per picture, not once per step.
-            if not (development.latents.isfinite().all() and image.isfinite().all()):
-                raise RequestFailed("the picture is not finite: the denoiser or the decoder overflowed")
-            outcome.images[development] = _to_pixels(image)
+            show(development, self.colors)
+            if development.step == len(development.timesteps):
+                outcome.denoised.append(development)
+            else:
+                keep_frame(development)
 
     @contextmanager
     def _isolated(self, development: Development, outcome: StepOutcome) -> Iterator[None]:
@@ -178,32 +192,9 @@ class ModelRunner:
         try:
             yield
         except Exception as error:
-            _check_device(error)
-            outcome.failures[development] = _reason(error)
+            check_device(error)
+            outcome.failures[development] = reason(error)
             logger.exception("a request failed")
-
-
-def _check_device(error: Exception) -> None:
-    """Raise DeviceLost for an error after which nothing runs on the device any more."""
-    if isinstance(error, torch.AcceleratorError) and not _is_out_of_memory(error):
-        raise DeviceLost(str(error)) from error
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out. Only CUDA's allocator has an error class of its own for it."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("can't allocate memory", "out of memory")
-    )
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, RequestFailed):
-        return error.reason
-    if _is_out_of_memory(error):
-        return "the request alone does not fit into the device's memory"
-    return f"{type(error).__name__}: {error}"
 
 
 def _condition(model: Family, development: Development) -> Conditioning:
@@ -217,26 +208,3 @@ def _condition(model: Family, development: Development) -> Conditioning:
 def _for_each_row(development: Development, start: Start) -> Conditioning:
     """What the request's picture adds to the conditioning (1, ...), for each of its rows (num_rows, ...)."""
     return {key: tensor.expand(development.num_rows, *tensor.shape[1:]) for key, tensor in start.conditioning.items()}
-
-
-def _forward(model: Family, developments: Sequence[Development], device: torch.device) -> Tensor:
-    """One denoiser forward for all rows: the prediction (rows, ...)."""
-    latents, timesteps, conditionings = [], [], []
-    for development in developments:
-        assert development.latents is not None
-        assert development.conditioning is not None
-        latents += [model_input(development)] * development.num_rows
-        timesteps += [float(development.timesteps[development.step])] * development.num_rows
-        conditionings.append(development.conditioning)
-    return model.denoise(
-        torch.cat(latents),  # (B, ...)
-        # float32: some samplers stand between the integer timesteps, and it holds the integers exactly.
-        torch.tensor(timesteps, dtype=torch.float32).to(device, non_blocking=True),
-        {key: torch.cat([conditioning[key] for conditioning in conditionings]) for key in conditionings[0]},
-    )
-
-
-def _to_pixels(image: Tensor) -> "npt.NDArray[np.uint8]":
-    """Turn (3, H, W) from -1 to 1 into uint8 (H, W, 3), rounded as diffusers rounds."""
-    pixels = (image.float() * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-    return pixels.permute(1, 2, 0).cpu().contiguous().numpy()

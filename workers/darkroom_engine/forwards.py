@@ -1,0 +1,66 @@
+"""The denoiser's forwards: one for all rows of a batch, padded where their count is fixed, and timed.
+
+Knows families and the requests' tensors; knows neither why these requests share a forward nor what comes of it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from darkroom_engine.batch import Development
+from darkroom_engine.costs import ForwardCost
+from darkroom_engine.families.base import Conditioning, Family
+from darkroom_engine.stepping import model_input
+from darkroom_engine.stopwatch import stopwatch_for
+
+
+class Forwards:
+    """Runs the forwards of one device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stopwatch = stopwatch_for(device)
+        # The conditioning of the latest batch: mostly the next one is of the same requests.
+        self._stacked_for: tuple[tuple[Development, ...], int] = ((), 0)
+        self._stacked: Conditioning = {}
+
+    def run(self, model: Family, developments: Sequence[Development], exact_rows: int | None) -> Tensor:
+        """Run one forward of all requests' rows, and give their prediction (rows, ...).
+
+        Where `exact_rows` is given, the forward has so many, whoever takes part: the first request's first row fills
+        it up, and what comes of that is left out.
+        """
+        num_rows = sum(development.num_rows for development in developments)
+        num_padding = exact_rows - num_rows if exact_rows else 0
+        latents, timesteps = [], []
+        for development in developments:
+            latents += [model_input(development)] * development.num_rows
+            timesteps += [float(development.timesteps[development.step])] * development.num_rows
+        latents += latents[:1] * num_padding
+        timesteps += timesteps[:1] * num_padding
+        with self._stopwatch.timing(developments[0].batch_key, len(latents)):
+            prediction = model.denoise(
+                torch.cat(latents),  # (B, ...)
+                # float32: some samplers stand between the integer timesteps, and it holds the integers exactly.
+                torch.tensor(timesteps, dtype=torch.float32).to(self._device, non_blocking=True),
+                self._conditioning(model, tuple(developments), num_padding),
+            )
+        return prediction[:num_rows]
+
+    def costs(self) -> list[ForwardCost]:
+        """Say, once of each, what the forwards took that have ended by now."""
+        return self._stopwatch.costs()
+
+    def _conditioning(self, model: Family, developments: tuple[Development, ...], num_padding: int) -> Conditioning:
+        if self._stacked_for != (developments, num_padding):
+            conditionings = [_conditioning_of(development) for development in developments]
+            first_row = {key: rows[:1] for key, rows in conditionings[0].items()}
+            self._stacked = model.stack([*conditionings, *[first_row] * num_padding])
+            self._stacked_for = (developments, num_padding)
+        return self._stacked
+
+
+def _conditioning_of(development: Development) -> Conditioning:
+    assert development.conditioning is not None
+    return development.conditioning

@@ -11,12 +11,21 @@ from diffusers import DiffusionPipeline
 from darkroom_engine.errors import ModelLoadError, UnfitPipeline
 from darkroom_engine.families import seeded
 from darkroom_engine.families.base import Family
+from darkroom_engine.families.flux import Flux
 from darkroom_engine.families.folder import ModelFolder, first_sentence
+from darkroom_engine.families.pixart import PixArt
+from darkroom_engine.families.qwen_image import QwenImage
+from darkroom_engine.families.sana import Sana
 from darkroom_engine.families.sd import StableDiffusion
+from darkroom_engine.families.sd3 import StableDiffusion3
 from darkroom_engine.families.sdxl import StableDiffusionXL
+from darkroom_engine.families.z_image import ZImage
 from darkroom_engine.quiet import quiet
 
-FAMILIES: Mapping[str, type[Family]] = {family.family: family for family in (StableDiffusion, StableDiffusionXL)}
+FAMILIES: Mapping[str, type[Family]] = {
+    family.family: family
+    for family in (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, PixArt, Sana, QwenImage, ZImage)
+}
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 SEEDED = re.compile(r"seeded:(\d{1,18})")

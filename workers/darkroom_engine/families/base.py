@@ -3,7 +3,7 @@
 Knows tensors; knows no batch, no thread and no sampler's formula.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -58,6 +58,8 @@ class Family(Protocol):
     pipelines: ClassVar[tuple[str, ...]]
     # Each part of the pipeline, and the files of which it must have one; parts with a config.json have weights.
     components: ClassVar[Mapping[str, tuple[str, ...]]]
+    # Of these parts, the ones that a folder may lack; the pipeline gets None in their place.
+    optional: ClassVar[frozenset[str]]
     # Parts that are left out even where the folder has them, and what the pipeline gets in their place.
     left_out: ClassVar[Mapping[str, Any]]
     features: frozenset[str]
@@ -94,6 +96,9 @@ class Family(Protocol):
     def condition(self, request: Request, positive: Conditioning, negative: Conditioning | None) -> Conditioning:
         """Put together what `denoise` takes, each (num_rows, ...), the negative prompt first."""
 
+    def stack(self, conditionings: Sequence[Conditioning]) -> Conditioning:
+        """Put the rows of several requests below each other, for one forward."""
+
     def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """One forward over latents (B, ...) and float32 timesteps (B,), each row at a timestep of its own."""
 
@@ -102,6 +107,11 @@ class Family(Protocol):
 
     def decode(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
         """Turn latents (B, ...) into pictures (B, 3, H, W) of values from -1 to 1; `size` is (H, W)."""
+
+
+def stack(conditionings: Sequence[Conditioning]) -> Conditioning:
+    """Put rows of equal shape below each other."""
+    return {key: torch.cat([conditioning[key] for conditioning in conditionings]) for key in conditionings[0]}
 
 
 def guide(unconditional: Tensor, conditional: Tensor, guidance_scale: Tensor) -> Tensor:

@@ -53,14 +53,17 @@ class ModelFolder:
             )
         if self.settings.get("requires_aesthetics_score"):
             raise ModelLoadError(self.name, f"{self.path} is a refiner, which only finishes what another model began")
-        for component, files in family.components.items():
+        absent = family.optional - self.components
+        present = {component: files for component, files in family.components.items() if component not in absent}
+        for component, files in present.items():
             self.check(component, files)
         parts = {
             component: self.load_weights(component, dtype) if WEIGHTED in files else self.load(component)
-            for component, files in family.components.items()
+            for component, files in present.items()
         }
+        without = dict.fromkeys(absent) | dict(family.left_out)
         with quiet():
-            return getattr(diffusers, self.pipeline_class)(**(self.settings | parts | family.left_out))
+            return getattr(diffusers, self.pipeline_class)(**(self.settings | parts | without))
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Knows the pipeline's parts and how its own loop uses them; knows nothing of batches, samplers or threads.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -35,6 +35,7 @@ class StableDiffusion:
         "tokenizer": ("tokenizer.json", "vocab.json"),
         "scheduler": ("scheduler_config.json",),
     }
+    optional: ClassVar[frozenset[str]] = frozenset()
     left_out: ClassVar[Mapping[str, Any]] = {
         "safety_checker": None,
         "feature_extractor": None,
@@ -104,6 +105,10 @@ class StableDiffusion:
         if self._embeds_guidance:
             conditioning["timestep_cond"] = self._embed_guidance(request.guidance_scale)  # (1, E)
         return conditioning
+
+    def stack(self, conditionings: Sequence[Conditioning]) -> Conditioning:
+        """Put the rows of several requests below each other."""
+        return base.stack(conditionings)
 
     def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """One UNet forward over latents (B, C, h, w) and timesteps (B,); every row may be at a timestep of its own."""

@@ -12,6 +12,7 @@ import click
 
 from darkroom import __version__
 from darkroom.errors import DarkroomError
+from darkroom.key_commands import keys
 
 WAIT_SECONDS = 3600
 
@@ -48,6 +49,9 @@ def main() -> None:
     `darkroom up` starts everything on this machine; the other commands speak to a Darkroom that runs.
     Settings come from the environment: `darkroom doctor` says what is missing or wrong, and how to mend it.
     """
+
+
+main.add_command(keys)
 
 
 @main.command()

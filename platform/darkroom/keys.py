@@ -126,8 +126,12 @@ def list_keys(database: Database) -> list[KeyRecord]:
 
 
 def identify(database: Database, named: str) -> KeyRecord:
-    """Find the one key that a person means by its id, its name or its beginning. Raises KeyNotFound or AmbiguousKey."""
-    found = [key for key in list_keys(database) if named in (str(key.id), key.name, key.prefix)]
+    """Find the one key that a person means by its id, its name or its beginning, best one that is in use.
+
+    Raises KeyNotFound or AmbiguousKey.
+    """
+    known = [key for key in list_keys(database) if named in (str(key.id), key.name, key.prefix)]
+    found = [key for key in known if not key.revoked_at] or known
     if not found:
         raise KeyNotFound(named)
     if len(found) > 1:

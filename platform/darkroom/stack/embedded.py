@@ -10,6 +10,8 @@ from pathlib import Path
 
 from sqlalchemy import func, select
 
+from darkroom import keys
+from darkroom.addresses import is_loopback
 from darkroom.catalog import Catalog
 from darkroom.config import Settings
 from darkroom.db import Database, migrate, now
@@ -161,8 +163,25 @@ class Stack:
         began_at = time.monotonic()
         migrate(self._settings.database)
         self._say("database", began_at, "up to date")
+        self._make_first_key()
         for server in servers:
             self._await(supervisor, server.name, server.is_ready, seconds=SERVER_SECONDS)
+
+    def _make_first_key(self) -> None:
+        """Where other machines can reach a stack that has no key yet, make one, and tell it this once."""
+        if is_loopback(self._settings.host) or self._settings.keyless_anywhere:
+            return
+        database = Database(self._settings.database)
+        try:
+            if keys.any_exist(database):
+                return
+            # Of the owner that a stack without keys has: what was made before stays in its gallery.
+            _, key = keys.create(
+                database, name="admin", owner=keys.KEYLESS_OWNER, scopes=keys.SCOPES, quotas=keys.Quotas()
+            )
+        finally:
+            database.dispose()
+        self._report(f"the first key, which is shown only now, and which everybody needs from now on: {key}")
 
     def _await(self, supervisor: Supervisor, part: str, condition: Callable[[], bool], *, seconds: float) -> None:
         began_at = time.monotonic()

@@ -64,18 +64,14 @@ class _Curve:
     def seconds(self, num_rows: int) -> float:
         """The cost of any row count. There must be a point."""
         place = bisect_left(self.points, (num_rows, 0.0))
-        if place == 0:
+        if place == 0 or len(self.points) == 1:
             return self.points[0][1]
-        below, seconds_below = self.points[place - 1]
         if place < len(self.points):
-            above, seconds_above = self.points[place]
-        elif place > 1:
-            above, seconds_above = below, seconds_below
-            below, seconds_below = self.points[place - 2]
-        else:
-            return seconds_below
-        slope = max(0.0, (seconds_above - seconds_below) / (above - below))
-        return seconds_below + slope * (num_rows - below)
+            (few, seconds_of_few), (many, seconds_of_many) = self.points[place - 1 : place + 1]
+            return seconds_of_few + (seconds_of_many - seconds_of_few) * (num_rows - few) / (many - few)
+        (few, seconds_of_few), (many, seconds_of_many) = self.points[-2:]
+        slope = max(0.0, (seconds_of_many - seconds_of_few) / (many - few))
+        return seconds_of_many + slope * (num_rows - many)
 
 
 class CostTable:

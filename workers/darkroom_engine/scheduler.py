@@ -5,9 +5,9 @@ group, at most MAX_TURN, so that small pictures do not wait a large forward for 
 the cost table says. They go to the requests with the least work left, so that short ones end soon and nobody gives up
 its rows without need; but a newcomer is due at once, and whoever was stepped is due again PATIENCE forwards for each
 request in the group later; who is due goes first, in the order of becoming so. Among n requests each is therefore
-stepped once in (PATIENCE + 1) * n forwards of its group at the latest, and of g groups each has a turn in g. Interactive
-requests come before bulk ones, whose rows they take at the next tick; while both are in flight, one tick in BULK_TURN is
-the bulk requests', and the same holds among them.
+stepped once in (PATIENCE + 1) * n forwards of its group at the latest, and of g groups each has a turn in g.
+Interactive requests come before bulk ones, whose rows they take at the next tick; while both are in flight, one tick in
+BULK_TURN is the bulk requests', and the same holds among them.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence

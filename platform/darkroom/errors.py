@@ -199,6 +199,10 @@ class NoPlaceToWait(DarkroomError):
     """As many wait already as this process takes."""
 
 
+class PictureUnreadable(DarkroomError):
+    """The file cannot be read as a picture."""
+
+
 class DatabaseUnavailable(DarkroomError):
     """The database does not answer."""
 

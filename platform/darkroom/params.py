@@ -60,6 +60,8 @@ class GenerationParams(BaseModel):
     exact: Annotated[bool, Strict()] = False
     # Also store how the picture came out of the noise.
     walk: Annotated[bool, Strict()] = False
+    # Write into the picture's file how it was made, where the deployment does so at all.
+    embed_metadata: Annotated[bool, Strict()] = True
 
     def seed_of(self, n: int) -> int:
         """The seed of picture n."""
@@ -110,6 +112,7 @@ def limits_in_words(entry: ModelEntry) -> dict[str, str]:
         "loras": _if_has(entry, "loras", _loras_in_words(entry)),
         "exact": _if_has(entry, "exact", "true or false"),
         "walk": _if_has(entry, "walk", "true or false"),
+        "embed_metadata": "true or false",
     }
 
 

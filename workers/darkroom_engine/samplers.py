@@ -1,26 +1,39 @@
 """The samplers by name, and the noise_scheduler that each request gets for itself.
 
-Knows diffusers' scheduler classes; knows no model and no batch.
+Knows diffusers' scheduler classes; knows no model and no batch. The names are k-diffusion's; the titles are those that
+users of AUTOMATIC1111's web UI know.
 """
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
+    DPMSolverSDEScheduler,
+    DPMSolverSinglestepScheduler,
+    EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
     HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
     LCMScheduler,
+    LMSDiscreteScheduler,
     PNDMScheduler,
+    SASolverScheduler,
+    TCDScheduler,
     UniPCMultistepScheduler,
 )
-from torch import Generator
+from torch import Generator, Tensor
 
 # diffusers' own default.
 LCM_DISTILLED_STEPS = 50
@@ -30,55 +43,130 @@ LCM_DISTILLED_STEPS = 50
 class Sampler:
     """A diffusers scheduler class and what its name promises beyond the model's own scheduler config."""
 
+    title: str
     noise_scheduler_class: Any
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
-_DPMPP_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": False}
+# How the sigmas are spread over the walk, by the suffix of a sampler's name; all off is the model's own spacing.
+SPACINGS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas", "beta": "use_beta_sigmas"}
+_OWN_SPACING = dict.fromkeys(SPACINGS.values(), False)
 
-SAMPLERS: Mapping[str, Sampler] = {
-    "ddim": Sampler(DDIMScheduler),
-    "ddpm": Sampler(DDPMScheduler),
-    "dpmpp_2m": Sampler(DPMSolverMultistepScheduler, _DPMPP_2M),
-    "dpmpp_2m_karras": Sampler(DPMSolverMultistepScheduler, {**_DPMPP_2M, "use_karras_sigmas": True}),
-    "dpmpp_2m_sde_karras": Sampler(
-        DPMSolverMultistepScheduler,
-        {**_DPMPP_2M, "algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
-    ),
-    "euler": Sampler(EulerDiscreteScheduler, {"use_karras_sigmas": False}),
-    "euler_a": Sampler(EulerAncestralDiscreteScheduler),
-    "heun": Sampler(HeunDiscreteScheduler, {"use_karras_sigmas": False}),
-    "lcm": Sampler(LCMScheduler),
+_DPMPP_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2}
+_DPMPP_2M_SDE = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
+_DPMPP_3M_SDE = {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}
+
+
+def _spaced(samplers: Mapping[str, Sampler]) -> Iterator[tuple[str, Sampler]]:
+    """Give each sampler with every spacing of its sigmas."""
+    for name, sampler in samplers.items():
+        yield name, Sampler(sampler.title, sampler.noise_scheduler_class, {**sampler.overrides, **_OWN_SPACING})
+        for suffix, option in SPACINGS.items():
+            overrides = {**sampler.overrides, **_OWN_SPACING, option: True}
+            yield (
+                f"{name}_{suffix}",
+                Sampler(f"{sampler.title} {suffix.title()}", sampler.noise_scheduler_class, overrides),
+            )
+
+
+# For models that were trained with betas: eps-, v- or sample-prediction over discrete timesteps.
+DISCRETE_SAMPLERS: Mapping[str, Sampler] = {
+    "ddim": Sampler("DDIM", DDIMScheduler),
+    "ddpm": Sampler("DDPM", DDPMScheduler),
+    "euler_a": Sampler("Euler a", EulerAncestralDiscreteScheduler),
+    "lcm": Sampler("LCM", LCMScheduler),
     # Without skip_prk_steps diffusers' PNDM cannot run few steps.
-    "pndm": Sampler(PNDMScheduler, {"skip_prk_steps": True}),
-    "unipc": Sampler(UniPCMultistepScheduler, {"use_karras_sigmas": False}),
+    "pndm": Sampler("PLMS", PNDMScheduler, {"skip_prk_steps": True}),
+    "sa_solver": Sampler("SA Solver", SASolverScheduler),
+    "tcd": Sampler("TCD", TCDScheduler),
+    **dict(
+        _spaced(
+            {
+                "deis": Sampler("DEIS", DEISMultistepScheduler),
+                "dpm2": Sampler("DPM2", KDPM2DiscreteScheduler),
+                "dpm2_a": Sampler("DPM2 a", KDPM2AncestralDiscreteScheduler),
+                "dpmpp_2m": Sampler("DPM++ 2M", DPMSolverMultistepScheduler, _DPMPP_2M),
+                "dpmpp_2m_sde": Sampler("DPM++ 2M SDE", DPMSolverMultistepScheduler, _DPMPP_2M_SDE),
+                "dpmpp_2s": Sampler("DPM++ 2S", DPMSolverSinglestepScheduler, _DPMPP_2M | {"lower_order_final": True}),
+                "dpmpp_3m_sde": Sampler("DPM++ 3M SDE", DPMSolverMultistepScheduler, _DPMPP_3M_SDE),
+                "dpmpp_sde": Sampler("DPM++ SDE", DPMSolverSDEScheduler),
+                "euler": Sampler("Euler", EulerDiscreteScheduler),
+                "heun": Sampler("Heun", HeunDiscreteScheduler),
+                "lms": Sampler("LMS", LMSDiscreteScheduler),
+                "unipc": Sampler("UniPC", UniPCMultistepScheduler),
+            }
+        )
+    ),
 }
+
+_FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+
+# For models that were trained by flow matching. The sigmas' shift is the model's own.
+FLOW_SAMPLERS: Mapping[str, Sampler] = {
+    "deis": Sampler("DEIS", DEISMultistepScheduler, _FLOW),
+    "dpmpp_2m": Sampler("DPM++ 2M", DPMSolverMultistepScheduler, {**_DPMPP_2M, **_FLOW}),
+    "dpmpp_2m_sde": Sampler("DPM++ 2M SDE", DPMSolverMultistepScheduler, {**_DPMPP_2M_SDE, **_FLOW}),
+    "euler": Sampler("Euler", FlowMatchEulerDiscreteScheduler),
+    "heun": Sampler("Heun", FlowMatchHeunDiscreteScheduler),
+    "lcm": Sampler("LCM", FlowMatchLCMScheduler),
+    "unipc": Sampler("UniPC", UniPCMultistepScheduler, _FLOW),
+}
+
+# For models that were trained with EDM's preconditioning (Karras et al. 2022).
+EDM_SAMPLERS: Mapping[str, Sampler] = {"euler": Sampler("Euler", EDMEulerScheduler)}
+
+
+def samplers_for(config: Mapping[str, Any]) -> Mapping[str, Sampler]:
+    """Say which samplers a model takes, by what its scheduler config knows: betas, a shift of flow sigmas, or EDM's."""
+    if config.get("prediction_type") == "flow_prediction" or ("shift" in config and "beta_start" not in config):
+        return FLOW_SAMPLERS
+    return EDM_SAMPLERS if "sigma_data" in config else DISCRETE_SAMPLERS
 
 
 def make_noise_scheduler(
-    sampler: str, config: Mapping[str, Any], num_inference_steps: int, *, timing: Mapping[str, Any], num_skipped: int
+    sampler: str,
+    config: Mapping[str, Any],
+    num_inference_steps: int,
+    *,
+    seed: int,
+    timing: Mapping[str, Any],
+    num_skipped: int,
 ) -> Any:
     """Build a noise_scheduler for one request from the model's scheduler config, its timesteps set, on the CPU.
 
-    `timing` goes to set_timesteps(). The walk begins after the first num_skipped of the inference steps.
-
-    One object per request: they keep their state inside. Its tables stay on the CPU, where indexing them never makes
-    the device wait. For one thread at a time: it changes the process's warning filters for a moment.
+    Of `timing`, set_timesteps() gets what this class takes: the others come to the same sigmas by themselves. The walk
+    begins after the first num_skipped of the inference steps. One object per request: they keep their state inside.
+    Its tables stay on the CPU, where indexing them never makes the device wait. For one thread at a time: it changes
+    the process's warning filters for a moment.
     """
-    chosen = SAMPLERS[sampler]
-    overrides = dict(chosen.overrides)
-    if sampler == "lcm":
-        # LCM takes its steps from among those it was distilled with: where more are asked for, from among so many.
-        distilled_steps = config.get("original_inference_steps", LCM_DISTILLED_STEPS)
-        overrides["original_inference_steps"] = max(num_inference_steps, distilled_steps)
+    chosen = samplers_for(config)[sampler]
+    overrides = {**chosen.overrides, **_overrides_of_the_class(chosen, config, num_inference_steps, seed)}
     with warnings.catch_warnings():
         # diffusers hands tensors to numpy the way that numpy 2 deprecates.
-        warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
-        noise_scheduler = chosen.noise_scheduler_class.from_config(config, **overrides)
-        noise_scheduler.set_timesteps(num_inference_steps, **timing)
+        warnings.filterwarnings("ignore", message="__array_(_|wrap__)", category=DeprecationWarning)
+        expected = inspect.signature(chosen.noise_scheduler_class).parameters
+        known = {name: value for name, value in config.items() if name in expected}
+        noise_scheduler = chosen.noise_scheduler_class.from_config(known, **overrides)
+        accepted = inspect.signature(noise_scheduler.set_timesteps).parameters
+        taken = {name: value for name, value in timing.items() if name in accepted}
+        noise_scheduler.set_timesteps(num_inference_steps, **taken)
     if hasattr(noise_scheduler, "set_begin_index"):
         noise_scheduler.set_begin_index(num_skipped * noise_scheduler.order)
     return noise_scheduler
+
+
+def _overrides_of_the_class(
+    chosen: Sampler, config: Mapping[str, Any], num_inference_steps: int, seed: int
+) -> dict[str, Any]:
+    if chosen.noise_scheduler_class in (LCMScheduler, TCDScheduler):
+        # They take their steps from among those they were distilled with: where more are asked for, from so many.
+        distilled_steps = config.get("original_inference_steps", LCM_DISTILLED_STEPS)
+        return {"original_inference_steps": max(num_inference_steps, distilled_steps)}
+    if chosen.noise_scheduler_class is DPMSolverSDEScheduler:
+        return {"noise_sampler_seed": seed}  # else it would take one from the global generator
+    if "use_flow_sigmas" in chosen.overrides:
+        return {"flow_shift": config.get("shift", config.get("flow_shift", 1.0))}
+    return {}
 
 
 def step_arguments(noise_scheduler: Any, generator: Generator) -> Mapping[str, Any]:
@@ -86,3 +174,11 @@ def step_arguments(noise_scheduler: Any, generator: Generator) -> Mapping[str, A
     accepted = inspect.signature(noise_scheduler.step).parameters
     offered = {"eta": 0.0, "generator": generator, "return_dict": False}
     return {name: value for name, value in offered.items() if name in accepted}
+
+
+def scale_model_input(noise_scheduler: Any, latents: Tensor, timestep: Tensor) -> Tensor:
+    """Bring latents to the size that the denoiser was trained with; flow matching needs none of it."""
+    if not hasattr(noise_scheduler, "scale_model_input"):
+        return latents
+    scaled: Tensor = noise_scheduler.scale_model_input(latents, timestep)
+    return scaled

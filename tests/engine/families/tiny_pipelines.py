@@ -66,9 +66,8 @@ def picture_of(pipeline: DiffusionPipeline, tiny: TinyFamily, request: Request) 
 
 def _parts_for(class_name: str, pipeline: DiffusionPipeline) -> Mapping[str, Any]:
     wanted = inspect.signature(getattr(diffusers, class_name).__init__).parameters
-    parts = dict(pipeline.components)
-    options = {"requires_safety_checker": False} if "requires_safety_checker" in wanted else {}
-    return {name: part for name, part in parts.items() if name in wanted} | options
+    settings = {name: value for name, value in pipeline.config.items() if name in wanted and name != "scheduler"}
+    return settings | {name: part for name, part in pipeline.components.items() if name in wanted}
 
 
 def fill(module: nn.Module, seed: int) -> None:
@@ -166,6 +165,85 @@ def autoencoder(**config: Any) -> Any:
             "scaling_factor": 1.5035,
             **config,
         }
+    )
+
+
+def unet(**config: Any) -> Any:
+    """A UNet of two levels, the lower one with attention to the prompt."""
+    return diffusers.UNet2DConditionModel(
+        **{
+            "sample_size": 32,
+            "block_out_channels": (32, 64),
+            "layers_per_block": 1,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "attention_head_dim": (2, 4),
+            "cross_attention_dim": 32,
+            "norm_num_groups": 16,
+            **config,
+        }
+    )
+
+
+def unet_scheduler(**config: Any) -> Any:
+    """The noise schedule of the Stable Diffusion models."""
+    return diffusers.EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, **config
+    )
+
+
+def stable_diffusion(
+    pipeline: str = "StableDiffusionPipeline", *, prediction_type: str = "epsilon", scheduler: Any = None, **config: Any
+) -> DiffusionPipeline:
+    """Stable Diffusion 1.x or 2.x, its UNet as `config` says."""
+    parts = _built(
+        lambda: {
+            "unet": unet(**config),
+            "vae": autoencoder(shift_factor=None, scaling_factor=0.18215),
+            "text_encoder": clip_text_encoder(has_projection=False),
+        }
+    )
+    return getattr(diffusers, pipeline)(
+        **parts,
+        tokenizer=clip_tokenizer(),
+        scheduler=scheduler or unet_scheduler(prediction_type=prediction_type),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def stable_diffusion_xl(
+    pipeline: str = "StableDiffusionXLPipeline",
+    *,
+    force_zeros_for_empty_prompt: bool = True,
+    latents: Mapping[str, Any] | None = None,
+    **config: Any,
+) -> DiffusionPipeline:
+    """Stable Diffusion XL, its UNet as `config` says, its latents scaled as `latents` says."""
+    added = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "transformer_layers_per_block": (1, 2),
+        "projection_class_embeddings_input_dim": 6 * 8 + 32,
+        "cross_attention_dim": 64,
+        "use_linear_projection": True,
+    }
+    parts = _built(
+        lambda: {
+            "unet": unet(**(added | config)),
+            "vae": autoencoder(shift_factor=None, scaling_factor=0.13025, **(latents or {})),
+            "text_encoder": clip_text_encoder(has_projection=False),
+            "text_encoder_2": clip_text_encoder(has_projection=True),
+        }
+    )
+    return getattr(diffusers, pipeline)(
+        **parts,
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        scheduler=unet_scheduler(),
+        force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
+        add_watermarker=False,
     )
 
 
@@ -411,7 +489,42 @@ def _as_asked(request: Request) -> Mapping[str, Any]:
     }
 
 
+def _absent_negative(request: Request) -> Mapping[str, Any]:
+    return {"guidance_scale": request.guidance_scale, "negative_prompt": request.negative_prompt or None}
+
+
 TINY_FAMILIES: Mapping[str, TinyFamily] = {
+    "sd": TinyFamily("sd", stable_diffusion, image_to_image="StableDiffusionImg2ImgPipeline"),
+    "sd-2": TinyFamily(
+        "sd",
+        lambda: stable_diffusion(prediction_type="v_prediction", use_linear_projection=True),
+        image_to_image="StableDiffusionImg2ImgPipeline",
+    ),
+    "sd-lcm": TinyFamily(
+        "sd",
+        lambda: stable_diffusion(
+            "LatentConsistencyModelPipeline", scheduler=diffusers.LCMScheduler(steps_offset=1), time_cond_proj_dim=32
+        ),
+        image_to_image="StableDiffusionImg2ImgPipeline",
+        arguments=lambda request: {"guidance_scale": request.guidance_scale},
+        num_rows_guided=1,
+        default_sampler="lcm",
+    ),
+    "sdxl": TinyFamily(
+        "sdxl",
+        stable_diffusion_xl,
+        image_to_image="StableDiffusionXLImg2ImgPipeline",
+        arguments=_absent_negative,
+    ),
+    "sdxl-playground": TinyFamily(
+        "sdxl",
+        lambda: stable_diffusion_xl(
+            force_zeros_for_empty_prompt=False,
+            latents={"latents_mean": [0.1, -0.2, 0.3, -0.4], "latents_std": [1.5, 2.0, 0.7, 1.1]},
+        ),
+        image_to_image="StableDiffusionXLImg2ImgPipeline",
+        arguments=_absent_negative,
+    ),
     "sd3": TinyFamily("sd3", stable_diffusion_3, image_to_image="StableDiffusion3Img2ImgPipeline"),
     "flux-dev": TinyFamily(
         "flux",

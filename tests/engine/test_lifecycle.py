@@ -143,7 +143,8 @@ def test_progress_counts_the_samplers_own_steps(engine: Engine, request_for: Cal
     seen = [(handle.progress.stage, handle.progress.step, handle.progress.num_steps)]
     while engine.step():
         seen.append((handle.progress.stage, handle.progress.step, handle.progress.num_steps))
-    assert seen == [("waiting", 0, 5), *(("denoise", step, 5) for step in range(1, 5)), ("done", 5, 5)]
+    steps = [("denoise", step, 5) for step in range(1, 5)]
+    assert list(dict.fromkeys(seen)) == [("waiting", 0, 5), *steps, ("decode", 5, 5), ("done", 5, 5)]
 
 
 def test_progress_says_when_it_changed(engine: Engine, request_for: Callable[..., Request]) -> None:

@@ -7,12 +7,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import torch
 
 from darkroom_engine.batch import Development, StepBatch, StepOutcome
+from darkroom_engine.decoding import DecodeOutcome, Decoder
 from darkroom_engine.device import DeviceInfo, describe_device, open_device
 from darkroom_engine.errors import (
     DeadlineExceeded,
@@ -22,18 +24,24 @@ from darkroom_engine.errors import (
     ModelLoadError,
     RequestCanceled,
     RequestFailed,
+    UnknownModel,
 )
 from darkroom_engine.families.base import Family
+from darkroom_engine.memory import cpu_bound
 from darkroom_engine.models import LoadedModel, load_model
 from darkroom_engine.request import Handle, Request
 from darkroom_engine.runner import ModelRunner
-from darkroom_engine.samplers import SAMPLERS
+from darkroom_engine.samplers import samplers_for
 from darkroom_engine.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
 # How long the thread sleeps with nothing to do; a request wakes it. Short enough to show a watchdog that it lives.
 IDLE_SECONDS = 1.0
+# How often it looks for a picture that it has nothing else to do than wait for.
+DECODE_POLL_SECONDS = 0.001
+# What a warm-up may take: enough for a dozen row counts of a few sizes on a device that is worth having.
+WARM_UP_SECONDS = 20.0
 
 
 class Engine:
@@ -51,7 +59,9 @@ class Engine:
         torch_device = open_device(device)
         self.device_info: DeviceInfo = describe_device(torch_device)
         self._runner = ModelRunner(torch_device)
+        self._max_rows = max_rows
         self._scheduler = Scheduler(max_rows)
+        self._decoder = Decoder(torch_device, self._runner.models)
         self._models: dict[str, LoadedModel] = {}
         self._inbox: deque[Development] = deque()
         self._wakeup = threading.Condition()  # guards the inbox, the thread and the flag
@@ -89,16 +99,48 @@ class Engine:
         """Take in a model that is in memory already. Raises ModelLoadError when the name is taken."""
         if name in self._models:
             raise ModelLoadError(name, f"a model of that name is loaded already, from {self._models[name].source}")
-        self._runner.models[name] = model
+        self._runner.adopt(name, model)
+        if self._runner.device.type == "cpu":
+            self._runner.memory[name] = cpu_bound(self.device_info.memory_bytes)
+        memory = self._runner.memory.get(name)
         self._models[name] = LoadedModel(
             name=name,
             family=model.family,
             source=source,
             num_bytes=model.num_bytes,
-            samplers=tuple(SAMPLERS),
+            samplers=tuple(samplers_for(model.scheduler_config)),
             latent_multiple=model.latent_multiple,
             features=model.features,
+            max_pixels=memory.max_pixels if memory else None,
         )
+        return self._models[name]
+
+    def warm_up(self, name: str, sizes: Sequence[tuple[int, int]], *, seconds: float = WARM_UP_SECONDS) -> LoadedModel:
+        """Measure what forwards of some sizes (width, height) cost, and on CUDA the memory they take, before `start()`.
+
+        How many rows run is decided by the costs, and what `max_pixels` of the model is by the memory. Without it the
+        costs become known while pictures are developed. It takes about so many seconds, and longer where one forward
+        of each size does. Raises UnknownModel, InvalidRequest or whatever the model cannot do.
+        """
+        if self._thread is not None:
+            raise RuntimeError("an engine is warmed up before it is started")
+        if name not in self._models:
+            raise UnknownModel(name, tuple(self._models))
+        for width, height in sizes:
+            request = Request(
+                model=name,
+                prompt="",
+                width=width,
+                height=height,
+                num_inference_steps=1,
+                guidance_scale=1.0,
+                sampler=self._models[name].samplers[0],
+                seed=0,
+            )
+            for cost in self._runner.warm_up(request, max_rows=self._max_rows, seconds=seconds / len(sizes)):
+                self._scheduler.costs.record(cost)
+        memory = self._runner.memory.get(name)
+        self._models[name] = replace(self._models[name], max_pixels=memory.max_pixels if memory else None)
         return self._models[name]
 
     def submit(self, request: Request) -> Handle:
@@ -131,15 +173,29 @@ class Engine:
             self._thread.join()
 
     def step(self) -> bool:
-        """Run one tick. Returns whether there was a request to step."""
+        """Run one tick. Returns whether there was a request to step, or a picture to wait for."""
         self._take_in()
         batch = self._scheduler.schedule()
-        if batch is None:
+        if batch is not None:
+            self._step(batch)
+        elif self._decoder.developments:
+            self._wait_for_pictures()
+        else:
             return False
+        self._hand_over(self._decoder.advance())
+        return True
+
+    def _step(self, batch: StepBatch) -> None:
         outcome = self._run(batch)
         self._scheduler.update(batch, outcome)
-        self._hand_over(outcome)
-        return True
+        self._decoder.add(outcome.denoised)
+        for development, reason in outcome.failures.items():
+            development.handle.fail(RequestFailed(reason))
+
+    def _wait_for_pictures(self) -> None:
+        """With nothing to step, sleep until a decode may be done or a request comes."""
+        with self._wakeup:
+            self._wakeup.wait_for(lambda: self._inbox or self._is_stopped, DECODE_POLL_SECONDS)
 
     def _develop(self) -> None:
         try:
@@ -153,16 +209,20 @@ class Engine:
 
     def _wait_for_work(self) -> bool:
         with self._wakeup:
-            if not self._inbox and not self._scheduler.developments:
+            if not self._inbox and not self._in_flight:
                 self._wakeup.wait_for(lambda: self._inbox or self._is_stopped, IDLE_SECONDS)
             return not self._is_stopped
+
+    @property
+    def _in_flight(self) -> tuple[Development, ...]:
+        return (*self._scheduler.developments, *self._decoder.developments)
 
     def _take_in(self) -> None:
         """Bring new requests to the scheduler, and take from it those that were canceled or are too late."""
         while self._inbox:
             self._scheduler.add(self._inbox.popleft())
         now = time.monotonic()
-        for development in self._scheduler.developments:
+        for development in self._in_flight:
             deadline = development.request.deadline
             if development.handle.is_canceled:
                 self._drop(development, RequestCanceled())
@@ -182,9 +242,11 @@ class Engine:
             logger.exception("a step failed")
             return StepOutcome(failures=dict.fromkeys(batch.developments, f"{type(error).__name__}: {error}"))
 
-    def _hand_over(self, outcome: StepOutcome) -> None:
-        for development, image in outcome.images.items():
-            development.handle.succeed(image, self.device_info.fingerprint)
+    def _hand_over(self, outcome: DecodeOutcome) -> None:
+        for development, picture in outcome.pictures.items():
+            development.handle.succeed(
+                picture.image, self.device_info.fingerprint, walk=picture.walk, rows=development.exact_rows
+            )
         for development, reason in outcome.failures.items():
             development.handle.fail(RequestFailed(reason))
 
@@ -192,8 +254,9 @@ class Engine:
         """Stop taking requests, and end those in flight."""
         with self._wakeup:
             self._is_stopped = True
-            abandoned = [*self._inbox, *self._scheduler.developments]
+            abandoned = [*self._inbox, *self._in_flight]
             self._inbox.clear()
             self._scheduler.remove(abandoned)
+        self._decoder.close()
         for development in abandoned:
             development.handle.fail(EngineStopped())

@@ -68,8 +68,20 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Preview:
+    """What a request looked like after a step. `paint` gives a small uint8 picture (h, w, 3), and may wait for it."""
+
+    step: int
+    paint: "Callable[[], npt.NDArray[np.uint8]]"
+
+
+@dataclass(frozen=True)
 class Output:
-    """A developed picture: `image` is uint8 of shape (height, width, 3); `timings` are seconds per stage."""
+    """A developed picture: `image` is uint8 of shape (height, width, 3); `timings` are seconds per stage.
+
+    `rows` is how many each of its forwards had if it was to be exact, else None; `fingerprint` is the device's.
+    `walk` is (frames, h, w, 3), from noise to picture and mostly smaller than it, of a request that asked for one.
+    """
 
     image: "npt.NDArray[np.uint8]"
     seed: int
@@ -77,6 +89,8 @@ class Output:
     timings: Mapping[str, float]
     num_steps: int
     fingerprint: str
+    walk: "npt.NDArray[np.uint8] | None" = None
+    rows: int | None = None
 
 
 class Handle:
@@ -86,6 +100,9 @@ class Handle:
         self.request = request
         self.progress = Progress("waiting", 0, num_steps, time.monotonic())
         self.is_canceled = False
+        self.preview: Preview | None = None
+        self.shown_at = 0.0
+        self._watched_until = 0.0
         self._timings: dict[str, float] = {}
         self._stage_began_at = self.progress.changed_at
         self._future: Future[Output] = Future()
@@ -113,6 +130,18 @@ class Handle:
         """
         self._future.add_done_callback(lambda _: callback(self))
 
+    def watch(self, seconds: float) -> None:
+        """Ask for previews from now on and for so long; the latest is in `preview`."""
+        self._watched_until = time.monotonic() + seconds
+
+    def is_watched(self, now: float) -> bool:
+        """Whether somebody wants previews."""
+        return now < self._watched_until
+
+    def show(self, preview: Preview, now: float) -> None:
+        """Hand over a preview. For the engine only."""
+        self.preview, self.shown_at = preview, now
+
     def advance(self, stage: Stage, step: int) -> None:
         """Record where the request is now. For the engine only."""
         now = time.monotonic()
@@ -121,12 +150,21 @@ class Handle:
             self._stage_began_at = now
         self.progress = Progress(stage, step, self.progress.num_steps, now)
 
-    def succeed(self, image: "npt.NDArray[np.uint8]", fingerprint: str) -> None:
+    def succeed(
+        self,
+        image: "npt.NDArray[np.uint8]",
+        fingerprint: str,
+        *,
+        walk: "npt.NDArray[np.uint8] | None" = None,
+        rows: int | None = None,
+    ) -> None:
         """Hand over the picture. For the engine only."""
         self.advance("done", self.progress.step)
         request = self.request
         self._future.set_result(
-            Output(image, request.seed, request.sampler, self._timings, self.progress.num_steps, fingerprint)
+            Output(
+                image, request.seed, request.sampler, self._timings, self.progress.num_steps, fingerprint, walk, rows
+            )
         )
 
     def fail(self, error: EngineError) -> None:

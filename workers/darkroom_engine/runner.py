@@ -14,18 +14,22 @@ import torch
 from torch import Generator, Tensor
 
 from darkroom_engine.batch import Development, StepBatch, StepOutcome
+from darkroom_engine.calibration import measure_costs, measure_memory
+from darkroom_engine.costs import ForwardCost
 from darkroom_engine.errors import InvalidRequest, UnknownModel
 from darkroom_engine.exact import exact_rows
 from darkroom_engine.families.base import Conditioning, Family, Start
 from darkroom_engine.faults import check_device, is_out_of_memory, reason
 from darkroom_engine.forwards import Forwards
 from darkroom_engine.frames import keep_frame, show
-from darkroom_engine.latent_colors import LatentColors
+from darkroom_engine.latent_colors import LatentColors, fit_latent_colors
+from darkroom_engine.memory import MemoryBound
 from darkroom_engine.request import Handle, Request
 from darkroom_engine.samplers import make_noise_scheduler, samplers_for, step_arguments
 from darkroom_engine.step_table import StepTable, read_step_table
 from darkroom_engine.stepping import advance
-from darkroom_engine.validation import check_extras, check_request
+from darkroom_engine.tiling import tile_large_pictures
+from darkroom_engine.validation import check_extras, check_pixels, check_request
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +44,7 @@ class ModelRunner:
         self.device = device
         self.models: dict[str, Family] = {}
         self.colors: dict[str, LatentColors] = {}
+        self.memory: dict[str, MemoryBound] = {}  # of the models whose prices are known
         self._forwards = Forwards(device)
         self._building = threading.Lock()  # of noise_schedulers, and of their step tables
         self._step_tables: dict[Hashable, StepTable | None] = {}
@@ -47,8 +52,8 @@ class ModelRunner:
     def adopt(self, name: str, model: Family) -> None:
         """Take in a loaded model."""
         self.models[name] = model
-        if hasattr(model, "vae"):
-            tile_large_pictures(model.vae)
+        if vae := getattr(model, "vae", None):
+            tile_large_pictures(vae)
             self.colors[name] = fit_latent_colors(model)
 
     def prepare(self, request: Request) -> Development:
@@ -63,6 +68,10 @@ class ModelRunner:
         samplers = samplers_for(model.scheduler_config)
         check_request(request, samplers=samplers, latent_multiple=model.latent_multiple, max_steps=max_steps)
         check_extras(request, features=model.features)
+        memory = self.memory.get(request.model)
+        num_pixels = request.width * request.height
+        if memory:
+            check_pixels(request, memory.max_pixels)
         model.check(request)
         num_skipped = model.num_skipped(request)
         if num_skipped == request.num_inference_steps:
@@ -92,8 +101,25 @@ class ModelRunner:
             step_arguments=step_arguments(noise_scheduler, generator),
             generator=generator,
             step_table=step_table,
+            max_rows=memory.max_rows(num_pixels) if memory else None,
             exact_rows=exact_rows(request.width, request.height) if request.is_exact else None,
         )
+
+    @torch.inference_mode()
+    def warm_up(self, request: Request, *, max_rows: int, seconds: float) -> list[ForwardCost]:
+        """Measure forwards of a request's shape, and on CUDA the memory they take. For before any request is stepped.
+
+        Raises what prepare() raises, and whatever the model does.
+        """
+        development = self.prepare(request)
+        model = self.models[request.model]
+        self._start(model, development)
+        costs = measure_costs(model, development, self._forwards, max_rows=max_rows, seconds=seconds)
+        if self.device.type == "cuda":
+            bound = measure_memory(model, development, self._forwards)
+            known = self.memory.get(request.model)
+            self.memory[request.model] = bound.stricter(known) if known else bound
+        return costs
 
     def _step_table(
         self, request: Request, noise_scheduler: Any, timesteps: Tensor, make: Callable[[], Any]
@@ -128,11 +154,14 @@ class ModelRunner:
     def _encode(self, model: Family, development: Development, outcome: StepOutcome) -> None:
         development.handle.advance("encode", 0)
         with self._isolated(development, outcome):
-            start = model.start(development.request, development.noise_scheduler, development.generator)
-            development.latents, development.kept = start.latents, start.kept
-            development.conditioning = {**_condition(model, development), **_for_each_row(development, start)}
-            keep_frame(development)
+            self._start(model, development)
             development.handle.advance("denoise", 0)
+
+    def _start(self, model: Family, development: Development) -> None:
+        start = model.start(development.request, development.noise_scheduler, development.generator)
+        development.latents, development.kept = start.latents, start.kept
+        development.conditioning = {**_condition(model, development), **_for_each_row(development, start)}
+        keep_frame(development)
 
     def _denoise(
         self, model: Family, developments: Sequence[Development], exact_rows: int | None, outcome: StepOutcome

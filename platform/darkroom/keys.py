@@ -26,7 +26,8 @@ logger = structlog.get_logger(__name__)
 
 # As long as there is no key there is one owner: whoever reaches the loopback address.
 KEYLESS_OWNER = "local"
-SCOPES = ("submit", "read", "admin")
+# interactive: its jobs may wait in the interactive line also when they come by the API.
+SCOPES = ("submit", "read", "interactive", "admin")
 ORDINARY_SCOPES = ("submit", "read")
 MARK = "dk_"
 SHAPE = re.compile(MARK + "[A-Za-z0-9_-]{43}")
@@ -182,9 +183,16 @@ class KeyRing:
     A key is looked up by one index, whatever it is; what cannot be a key is not looked up at all.
     """
 
-    def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        max_remembered: int = MAX_REMEMBERED,
+    ) -> None:
         self._database = database
         self._clock = clock
+        self._max_remembered = max_remembered
         self._known: dict[str | UUID, tuple[float, KeyRecord]] = {}
         self._is_locked = False
         self._open_until = 0.0
@@ -229,7 +237,7 @@ class KeyRing:
         if is_unmarked:
             with self._database.write() as session:
                 session.execute(update(ApiKey).where(ApiKey.id == row.id).values(last_used_at=now()))
-        if len(self._known) >= MAX_REMEMBERED:
+        if len(self._known) >= self._max_remembered:
             self._known.clear()
         record = _record(row, is_of_today)
         self._known[name] = (self._clock() + REMEMBER_SECONDS, record)

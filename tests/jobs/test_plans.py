@@ -10,9 +10,10 @@ from sqlalchemy import event, insert, text
 from sqlalchemy.engine import Engine
 from uuid_utils.compat import uuid7
 
-from darkroom import jobs
+from darkroom import jobs, keys
 from darkroom.db import Database
-from darkroom.jobs import JobClass, JobState, Lines
+from darkroom.jobs import JobClass, JobState, Lines, NewJob
+from darkroom.keys import Quotas
 from darkroom.models import Job
 
 NUM_ENDED = 6000
@@ -69,12 +70,21 @@ def cut_line() -> Lines:
     return lines
 
 
+def submit_with_quota(queue: Any) -> None:
+    quotas = Quotas(max_queued=8, megapixel_steps_per_day=1000.0)
+    key, _ = keys.create(queue.database, name="bob", owner="bob", scopes=("submit",), quotas=quotas)
+    params = queue.get(jobs.front_of_queue(queue.database, model="small", limit=1)[0]).params
+    for _ in range(8):
+        jobs.submit(queue.database, NewJob("small", params, JobClass.BULK, 3600), owner="bob", key_id=key.id)
+
+
 STATEMENTS: dict[str, Callable[[Any], object]] = {
     "claim": lambda queue: queue.claim("second", num_held=0),
     "claim from where the line is remembered": lambda queue: queue.claim("second", num_held=0, lines=cut_line()),
     "claim in company": lambda queue: queue.claim("first"),
     "claim of several models": lambda queue: queue.claim("first", models=("small", "large")),
     "submit": lambda queue: queue.submit("bob"),
+    "submit with a quota": submit_with_quota,
     "heartbeat": lambda queue: queue.beat("first"),
     "cancel": lambda queue: queue.cancel(jobs.front_of_queue(queue.database, model="small", limit=1)[0]),
     "succeed": lambda queue: queue.succeed(queue.take("first")),

@@ -99,7 +99,7 @@ def noise(width: int, height: int) -> np.ndarray[Any, Any]:
     return np.random.default_rng(7).integers(0, 256, (height, width, 3), np.uint8)
 
 
-@pytest.mark.parametrize("format", ["png", "webp", "jpeg"])
+@pytest.mark.parametrize("format", ["png", "webp", "jpeg", "avif"])
 def test_a_picture_decodes_at_its_size_in_every_format(format: Any) -> None:
     pixels = noise(96, 64)
     with Image.open(io.BytesIO(encode(pixels, format, quality=90))) as image:
@@ -108,7 +108,7 @@ def test_a_picture_decodes_at_its_size_in_every_format(format: Any) -> None:
             assert np.array_equal(np.asarray(image), pixels)
 
 
-@pytest.mark.parametrize("format", ["webp", "jpeg"])
+@pytest.mark.parametrize("format", ["webp", "jpeg", "avif"])
 def test_quality_counts_in_the_lossy_formats(format: Any) -> None:
     assert len(encode(noise(96, 64), format, quality=95)) > len(encode(noise(96, 64), format, quality=20))
 
@@ -197,7 +197,9 @@ def test_a_picture_of_an_attempt_that_was_lost_meanwhile_is_refused(place: Any) 
         assert claim
         return claim
 
-    developer = Developer(engine, storage=place.storage, database=place.database, patience_seconds=5)
+    developer = Developer(
+        engine, storage=place.storage, database=place.database, patience_seconds=5, embeds_metadata=True
+    )
     held = Held(claim("first"))
     developing = threading.Thread(target=developer.develop, args=(held,))
     developing.start()

@@ -99,7 +99,13 @@ def serve(
 ) -> None:
     """Work with these parts until SIGTERM or SIGINT, then drain."""
     storage = Storage(settings)
-    developer = Developer(engine, storage=storage, database=database, patience_seconds=settings.upload_limit_seconds)
+    developer = Developer(
+        engine,
+        storage=storage,
+        database=database,
+        patience_seconds=settings.upload_limit_seconds,
+        embeds_metadata=settings.embed_metadata,
+    )
     worker = Worker(Parts(settings, facts, database, storage, developer, stall_limits))
     sweeper = Sweeper(settings, database=database, storage=storage)
     crier = Crier(settings.redis_url)

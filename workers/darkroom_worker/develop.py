@@ -13,6 +13,7 @@ from darkroom import jobs
 from darkroom.db import Database
 from darkroom.errors import DatabaseUnavailable, StaleAttempt, StorageError
 from darkroom.jobs import Claim, ImageRecord
+from darkroom.picture_metadata import embedded, parameters_of
 from darkroom.storage import CONTENT_TYPES, Storage, image_key, thumb_key
 from darkroom_engine import (
     DeadlineExceeded,
@@ -102,11 +103,20 @@ def to_requests(claim: Claim) -> list[Request]:
 class Developer:
     """Takes claimed jobs through engine and storage. Every way a job can end in a worker is a line of `develop`."""
 
-    def __init__(self, engine: Develops, *, storage: Storage, database: Database, patience_seconds: float) -> None:
+    def __init__(
+        self,
+        engine: Develops,
+        *,
+        storage: Storage,
+        database: Database,
+        patience_seconds: float,
+        embeds_metadata: bool,
+    ) -> None:
         self._engine = engine
         self._storage = storage
         self._database = database
         self._patience_seconds = patience_seconds
+        self._embeds_metadata = embeds_metadata
 
     def develop(self, held: Held) -> None:
         """Develop a job to its end.
@@ -163,7 +173,7 @@ class Developer:
     def _upload(self, held: Held, n: int, output: Output) -> ImageRecord:
         claim = held.claim
         params = claim.params
-        body = encode(output.image, params.format, quality=params.quality)
+        body = encode(output.image, params.format, quality=params.quality, texts=self._texts(claim, output))
         height, width = output.image.shape[:2]
         record = ImageRecord(
             n=n,
@@ -179,6 +189,12 @@ class Developer:
         self._put(held, record.key, body, record.content_type)
         self._put(held, record.thumb_key, encode_thumb(output.image), CONTENT_TYPES["webp"])
         return record
+
+    def _texts(self, claim: Claim, output: Output) -> Mapping[str, str]:
+        """What the picture's file says of its making; nothing where the job or the deployment wants it so."""
+        if not (self._embeds_metadata and claim.params.embed_metadata):
+            return {}
+        return embedded(parameters_of(claim.params, model=claim.model, seed=output.seed))
 
     def _put(self, held: Held, key: str, body: bytes, content_type: str) -> None:
         """Upload, again and again while the storage is away: the picture is not developed twice for a hiccup."""

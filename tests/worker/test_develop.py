@@ -31,6 +31,7 @@ FIELDS: dict[str, Any] = {
     "num_images": 2,
     "format": "png",
     "quality": 90,
+    "embed_metadata": True,
 }
 OTHER: dict[str, Any] = {
     "prompt": "a green boat",
@@ -43,8 +44,8 @@ OTHER: dict[str, Any] = {
     "seed": 3,
     "num_images": 4,
 }
-# They concern the bytes of a picture, not its development: test_endings sees them arrive.
-OF_THE_FILE = {"format", "quality"}
+# They concern the bytes of a picture, not its development: test_endings and test_embedding see them arrive.
+OF_THE_FILE = {"embed_metadata", "format", "quality"}
 
 
 def claim_of(seconds_left: float = 60.0, job_class: JobClass = JobClass.BULK, **fields: Any) -> Claim:

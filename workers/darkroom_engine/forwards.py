@@ -19,7 +19,7 @@ class Forwards:
     """Runs the forwards of one device."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self.device = device
         self._stopwatch = stopwatch_for(device)
         # The conditioning of the latest batch: mostly the next one is of the same requests.
         self._stacked_for: tuple[tuple[Development, ...], int] = ((), 0)
@@ -43,7 +43,7 @@ class Forwards:
             prediction = model.denoise(
                 torch.cat(latents),  # (B, ...)
                 # float32: some samplers stand between the integer timesteps, and it holds the integers exactly.
-                torch.tensor(timesteps, dtype=torch.float32).to(self._device, non_blocking=True),
+                torch.tensor(timesteps, dtype=torch.float32).to(self.device, non_blocking=True),
                 self._conditioning(model, tuple(developments), num_padding),
             )
         return prediction[:num_rows]

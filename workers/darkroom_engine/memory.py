@@ -25,6 +25,14 @@ class MemoryBound:
     bytes_per_row_pixel: float
     bytes_per_decoded_pixel: float
 
+    def stricter(self, other: "MemoryBound") -> "MemoryBound":
+        """Take of both the smaller budget and the greater prices."""
+        return MemoryBound(
+            min(self.budget_bytes, other.budget_bytes),
+            max(self.bytes_per_row_pixel, other.bytes_per_row_pixel),
+            max(self.bytes_per_decoded_pixel, other.bytes_per_decoded_pixel),
+        )
+
     @property
     def max_pixels(self) -> int:
         """Pixels of the largest picture of which one request can be stepped while another is decoded."""

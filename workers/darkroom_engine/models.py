@@ -34,7 +34,10 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that requests can name. Sizes must be multiples of `latent_multiple` pixels."""
+    """A model that requests can name. Sizes must be multiples of `latent_multiple` pixels.
+
+    `max_pixels` is how many the device's memory is enough for, in one picture; None where that is not measured yet.
+    """
 
     name: str
     family: str
@@ -43,6 +46,7 @@ class LoadedModel:
     samplers: tuple[str, ...]
     latent_multiple: int
     features: frozenset[str]
+    max_pixels: int | None = None
 
 
 def load_model(

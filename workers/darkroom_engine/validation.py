@@ -65,6 +65,13 @@ def _check_loras(loras: tuple[tuple[str, float], ...]) -> None:
         _check_number(f"loras: the weight of {name!r}", weight)
 
 
+def check_pixels(request: Request, max_pixels: int) -> None:
+    """Raise InvalidRequest for a picture of more pixels than the device's memory is enough for."""
+    num_pixels = request.width * request.height
+    if num_pixels > max_pixels:
+        raise InvalidRequest("width", f"times height is {num_pixels}, and must be at most {max_pixels}")
+
+
 def _check_text(field: str, text: object) -> None:
     if not isinstance(text, str):
         raise InvalidRequest(field, f"is a {type(text).__name__}, and must be a str")

@@ -35,6 +35,10 @@ class Settings(BaseSettings):
     s3_endpoint_url: str | None = Field(
         None, validation_alias=_also("DARKROOM_S3_ENDPOINT_URL", "S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
     )
+    # where clients reach the same bucket, if they may: pictures are then fetched there, by signed addresses
+    s3_public_endpoint_url: str | None = Field(
+        None, validation_alias=_also("DARKROOM_S3_PUBLIC_ENDPOINT_URL", "S3_PUBLIC_ENDPOINT_URL")
+    )
     s3_bucket: str = Field(
         "darkroom",
         pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$",
@@ -75,6 +79,7 @@ class Settings(BaseSettings):
     solo_wait_seconds: float = Field(60, gt=0, le=86400)
     upload_limit_seconds: float = Field(120, gt=0, le=86400)
     retention_succeeded_days: float = Field(30, gt=0, le=36500)
+    retention_uploads_days: float = Field(1, gt=0, le=36500)
     retention_other_days: float = Field(7, gt=0, le=36500)
 
     worker_slots: int = Field(4, ge=1, le=256)
@@ -122,7 +127,7 @@ class Settings(BaseSettings):
             raise ValueError("is no URL; it looks like redis://:PASSWORD@HOST:PORT/0") from None
         return value
 
-    @field_validator("s3_endpoint_url")
+    @field_validator("s3_endpoint_url", "s3_public_endpoint_url")
     @classmethod
     def _refuse_other_protocols(cls, value: str | None) -> str | None:
         if value and not value.startswith(("http://", "https://")):

@@ -109,10 +109,13 @@ def num_slots(database: Database, models: Iterable[str], *, lease_seconds: float
     return {model: sum(slots for held, slots in rows if model in held) for model in models}
 
 
-def list_workers(database: Database) -> list[WorkerRecord]:
-    """Read every known worker, by host and process."""
+def list_workers(database: Database, *, heard_within_seconds: float | None = None) -> list[WorkerRecord]:
+    """Read every known worker, or those heard of lately, by host and process."""
+    known = select(Worker).order_by(Worker.host, Worker.pid)
+    if heard_within_seconds is not None:
+        known = known.where(Worker.heartbeat_at > now(-heard_within_seconds))
     with database.read() as session:
-        rows = session.scalars(select(Worker).order_by(Worker.host, Worker.pid))
+        rows = session.scalars(known)
         return [
             WorkerRecord(
                 id=row.id,

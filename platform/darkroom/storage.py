@@ -26,6 +26,7 @@ from darkroom.errors import ObjectNotFound, StorageError
 
 CONTENT_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg", "avif": "image/avif"}
 CHUNK_BYTES = 256 * 1024
+SIGNED_SECONDS = 900
 DELETE_BATCH = 1000  # the most keys one DeleteObjects takes
 KEY = re.compile(r"[a-z0-9_-][a-z0-9_.-]*(/[a-z0-9_-][a-z0-9_.-]*)*")  # no empty segment, none that begins with a dot
 
@@ -43,6 +44,11 @@ def thumb_key(job_id: UUID, attempt: int, n: int) -> str:
 def walk_key(job_id: UUID, attempt: int) -> str:
     """Name the object that shows how an attempt's first picture came out of the noise."""
     return f"jobs/{job_id}/{attempt}/walk.webp"
+
+
+def upload_key(owner: str, upload_id: UUID) -> str:
+    """Name the object of an upload. Owners share no prefix, and no key tells an owner's name."""
+    return f"uploads/{hashlib.sha256(owner.encode()).hexdigest()[:16]}/{upload_id}.png"
 
 
 def attempt_keys(job_id: UUID, attempt: int, num_images: int, extension: str) -> list[str]:
@@ -81,6 +87,14 @@ class Chunks:
 
 
 @dataclass(frozen=True)
+class ByteRange:
+    """A part of an object, both ends in it."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
 class StoredObject:
     """An object that is being read. Whoever opened it reads all chunks or closes them."""
 
@@ -100,6 +114,8 @@ class Storage:
             try:
                 self._client = session.client("s3", endpoint_url=url, config=common.merge(_patient(settings)))
                 self._reader = session.client("s3", endpoint_url=url, config=common.merge(_brisk()))
+                public_url = settings.s3_public_endpoint_url
+                self._public = session.client("s3", endpoint_url=public_url, config=common) if public_url else None
                 self._probe = session.client("s3", endpoint_url=url, config=common.merge(_impatient()))
             except ValueError as error:
                 raise StorageError("configure", key=self._bucket, reason=str(error)) from error
@@ -118,14 +134,39 @@ class Storage:
             body: bytes = self._reader.get_object(Bucket=self._bucket, Key=key)["Body"].read()
         return body
 
-    def open(self, key: str) -> StoredObject:
-        """Begin to read an object, giving a silent server up within seconds: a request waits.
+    def open(self, key: str, part: ByteRange | None = None) -> StoredObject:
+        """Begin to read an object or a part of it, giving a silent server up within seconds: a request waits.
 
         Raises ObjectNotFound or StorageError here; its chunks raise StorageError later.
         """
+        which = {"Range": f"bytes={part.first}-{part.last}"} if part else {}
         with _named("get", key):
-            answer = self._reader.get_object(Bucket=self._bucket, Key=key)
+            answer = self._reader.get_object(Bucket=self._bucket, Key=key, **which)
         return StoredObject(content_type(key), answer["ContentLength"], Chunks(key, answer["Body"]))
+
+    def signed_url(self, key: str, *, disposition: str) -> str:
+        """Sign an address at the public host, good for SIGNED_SECONDS, that gives an object out under this disposition.
+
+        Asks no server. Only where the storage `is_public`.
+        """
+        assert self._public
+        with _named("sign", key):
+            url: str = self._public.generate_presigned_url(
+                "get_object",
+                Params={
+                    "Bucket": self._bucket,
+                    "Key": key,
+                    "ResponseContentDisposition": disposition,
+                    "ResponseContentType": content_type(key),
+                },
+                ExpiresIn=SIGNED_SECONDS,
+            )
+        return url
+
+    @property
+    def is_public(self) -> bool:
+        """Whether clients can reach the storage themselves."""
+        return self._public is not None
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; those that are not there count as deleted. Raises StorageError, with some already gone."""

@@ -78,8 +78,10 @@ class Sweeper:
         """One round of the rest. Raises DatabaseUnavailable, and StorageError when objects cannot be deleted."""
         jobs.promote_aged_bulk(self._database, age_seconds=self._settings.bulk_promotion_seconds)
         fleet.forget_silent(self._database, lease_seconds=self._settings.lease_seconds)
+        jobs.forget_requests(self._database)
         self._clean_up()
         self._retire()
+        self._expire_uploads()
 
     def _clean_up(self) -> None:
         """Delete what attempts that did not win have left; once more when no late upload can be on its way."""
@@ -96,6 +98,12 @@ class Sweeper:
         for ended in jobs.due_for_deletion(self._database, retention_seconds=retention):
             self._storage.delete(_stray_keys(ended) + _keys(ended, ended.attempt))
             jobs.delete_ended(self._database, ended.job_id)
+
+    def _expire_uploads(self) -> None:
+        """Delete the uploads that have expired and that no job needs: the objects first, as above."""
+        for upload in jobs.due_uploads(self._database):
+            self._storage.delete([upload.key])
+            jobs.forget_upload(self._database, upload.id)
 
 
 def _stray_keys(ended: Ended) -> list[str]:

@@ -208,7 +208,7 @@ def test_models_lists_limits_and_license_but_not_where_weights_lie(bare_client: 
     ("method", "path", "allowed"),
     [
         ("DELETE", "/api/v1/jobs", {"GET", "HEAD", "OPTIONS", "POST"}),
-        ("PUT", "/api/v1/jobs/" + MISSING, {"GET", "HEAD", "OPTIONS"}),
+        ("PUT", "/api/v1/jobs/" + MISSING, {"DELETE", "GET", "HEAD", "OPTIONS"}),
         ("GET", "/api/v1/jobs/" + MISSING + "/cancel", {"OPTIONS", "POST"}),
         ("POST", "/api/v1/models", {"GET", "HEAD", "OPTIONS"}),
         ("POST", "/healthz", {"GET", "HEAD", "OPTIONS"}),

@@ -9,12 +9,14 @@ from darkroom.jobs.ending import cancel, cancel_batch, erase, fail, requeue, suc
 from darkroom.jobs.inputs import UploadRecord, add_upload, due_uploads, expire_upload, forget_upload, get_upload
 from darkroom.jobs.lease import heartbeat, reserve_solo
 from darkroom.jobs.line import Lines
+from darkroom.jobs.pace import Done, LineRecord, latest_done, lines
 from darkroom.jobs.queue import claim, front_of_queue, position
 from darkroom.jobs.reading import get, get_image, list_jobs, search
 from darkroom.jobs.records import BatchRecord, Claim, Ended, ImageRecord, JobRecord
 from darkroom.jobs.submitting import (
     NewJob,
     Request,
+    batch_job_ids,
     find_made,
     forget_requests,
     get_batch,
@@ -36,17 +38,20 @@ from darkroom.models import JobClass, JobState
 __all__ = [
     "BatchRecord",
     "Claim",
+    "Done",
     "Ended",
     "ImageRecord",
     "JobClass",
     "JobRecord",
     "JobState",
+    "LineRecord",
     "Lines",
     "NewJob",
     "Request",
     "UploadRecord",
     "add_upload",
     "admit",
+    "batch_job_ids",
     "cancel",
     "cancel_batch",
     "claim",
@@ -69,6 +74,8 @@ __all__ = [
     "get_image",
     "get_upload",
     "heartbeat",
+    "latest_done",
+    "lines",
     "list_jobs",
     "num_queued",
     "position",

@@ -103,7 +103,8 @@ def submit_batch(
 ) -> BatchRecord:
     """Queue many jobs in one transaction, all or none, under one id. Raises as `submit` does, or BatchNotFound."""
     batch_id = uuid_utils.compat.uuid7()
-    made = {uuid_utils.compat.uuid7(): each for each in new}
+    # In the order of their ids, so that whoever reads them finds them in the order of the request.
+    made = dict(zip(sorted(uuid_utils.compat.uuid7() for _ in new), new, strict=True))
     with database.write() as session:
         made_id = _settle(session, owner, request, batch_id)
         if made_id == batch_id:
@@ -159,6 +160,13 @@ def get_batch(database: Database, batch_id: UUID, *, owner: str) -> BatchRecord:
             raise BatchNotFound(batch_id)
         states = {JobState(state): num for state, num in session.execute(by_state)}
         return BatchRecord(batch.id, batch.owner, batch.num_jobs, batch.created_at, states)
+
+
+def batch_job_ids(database: Database, batch_id: UUID, *, owner: str) -> list[UUID]:
+    """The jobs of a batch that are left, in the order in which they were asked for."""
+    mine = select(Job.id).where(Job.batch_id == batch_id, Job.owner == owner)
+    with database.read() as session:
+        return list(session.scalars(mine.order_by(Job.id)))
 
 
 def forget_requests(database: Database) -> None:

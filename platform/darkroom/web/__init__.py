@@ -18,11 +18,14 @@ from darkroom.previews import PreviewBoard
 from darkroom.relay import Relay
 from darkroom.storage import Storage
 from darkroom.sweeper import Sweeper
-from darkroom.web import accounts, api, guards, identity, limits, login, pages, problems, streams, webhooks
+from darkroom.web import accounts, api, guards, identity, limits, login, openapi, pages, problems, streams, webhooks
+from darkroom.web.api import document
 from darkroom.web.background import Background
 from darkroom.web.guards import check_bind
 from darkroom.web.hub import Hub
+from darkroom.web.pace import Pace
 from darkroom.web.services import Services
+from darkroom.web.uploads import PictureReader
 from darkroom.web.waiting import Waiting
 from darkroom.webhooks.courier import Courier
 from darkroom.webhooks.destinations import Destinations
@@ -40,7 +43,7 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
     Raises ConfigError or CatalogError. Without its background it neither rings nor sweeps: for tests and tools.
     """
     check_bind(settings)
-    app = Flask(__name__)
+    app = openapi.create(__name__)
     app.config.update(
         SECRET_KEY=guards.secret_key(settings),
         MAX_CONTENT_LENGTH=MOST_BODY_BYTES,
@@ -67,7 +70,17 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
     courier = Courier(database, Sender(destinations))
     background = Background(relay, sweeper, crier, hub, courier)
     app.extensions["darkroom"] = Services(
-        settings, database, catalog, storage, progress, background, keys, waiting, destinations
+        settings,
+        database,
+        catalog,
+        storage,
+        progress,
+        background,
+        keys,
+        waiting,
+        destinations,
+        Pace(database, lease_seconds=settings.lease_seconds),
+        PictureReader(),
     )
 
     problems.install(app)
@@ -75,11 +88,13 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
     identity.install(app, settings, keys)
     limits.install(app, settings)
     csrf = CSRFProtect(app)
-    for programs in (api.blueprint, accounts.blueprint, webhooks.blueprint):
+    for programs in (*api.BLUEPRINTS, accounts.blueprint, webhooks.blueprint):
         csrf.exempt(programs)  # programs hold no cookie; require_json and check_origin stand in for the token
     if with_background:
         background.run_with(app)
-    app.register_blueprint(api.blueprint)
+    for described in api.BLUEPRINTS:
+        app.register_api(described)
+    app.register_blueprint(document.blueprint)
     app.register_blueprint(accounts.blueprint)
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(webhooks.blueprint)

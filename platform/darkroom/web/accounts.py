@@ -53,7 +53,7 @@ class NewKey(QuotaChanges):
 
     name: StrictStr
     owner: StrictStr | None = None
-    scopes: list[Literal["submit", "read", "admin"]] = list(keys.ORDINARY_SCOPES)
+    scopes: list[Literal["submit", "read", "interactive", "admin"]] = list(keys.ORDINARY_SCOPES)
 
 
 class NewPause(BaseModel):

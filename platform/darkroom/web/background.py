@@ -5,7 +5,6 @@ from uuid import UUID
 
 from flask import Flask
 
-from darkroom.jobs import JobRecord
 from darkroom.news import Crier
 from darkroom.relay import Relay
 from darkroom.sweeper import Sweeper
@@ -50,9 +49,9 @@ class Background:
         self._relay.stop()
         self._sweeper.stop()
 
-    def notify(self, job: JobRecord) -> None:
+    def notify(self, job_id: UUID, *, model: str) -> None:
         """Have a worker rung for a job that was just committed. Never waits, never fails."""
-        self._relay.notify(job.id, model=job.model)
+        self._relay.notify(job_id, model=model)
 
     def announce_cancel(self, job_id: UUID) -> None:
         """Have the job's worker told to stop. Never waits, never fails."""

@@ -50,6 +50,11 @@ class Identity:
         """Whether the routes of operators are open."""
         return "admin" in self.scopes
 
+    @property
+    def may_hurry(self) -> bool:
+        """Whether its jobs may wait in the interactive line when they come by the API."""
+        return self.key_id is None or not self.scopes.isdisjoint({"interactive", "admin"})
+
 
 KEYLESS = Identity(KEYLESS_OWNER, key_id=None, scopes=SCOPES)
 

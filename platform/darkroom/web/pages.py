@@ -50,7 +50,7 @@ def submit_form() -> AnyResponse:
         return render_form(new_form(entry, {name: request.form.get(name, "") for name in KEPT_BY_SWITCH}))
     try:
         body = read_form(request.form)
-        submission = check(body, services().catalog, services().settings, job_class=JobClass.INTERACTIVE)
+        submission = check(body, services().rules(), job_class=JobClass.INTERACTIVE)
     except InvalidParameters as error:
         return render_form(refused_form(entry, request.form, error.errors), status=422)
     job = services().submit(submission)

@@ -15,6 +15,7 @@ from flask import Flask, Response, json, render_template, request
 from werkzeug.exceptions import HTTPException
 
 from darkroom.errors import (
+    BatchNotFound,
     DarkroomError,
     DatabaseUnavailable,
     DeliveryNotFound,
@@ -30,9 +31,11 @@ from darkroom.errors import (
     NoPlaceToWait,
     ObjectNotFound,
     QuotaExceeded,
+    RequestDiffers,
     StorageError,
     TooManyWebhooks,
     UnknownModel,
+    UploadNotFound,
     WebhookNotFound,
     WorkerNotFound,
 )
@@ -141,6 +144,12 @@ def problem_of(error: Exception) -> Problem:
             return Problem(422, "invalid_parameters", str(error), (unknown_model(error),))
         case JobNotFound():
             return Problem(404, "unknown_job", "No job has this id.")
+        case BatchNotFound():
+            return Problem(404, "unknown_batch", "No batch has this id.")
+        case UploadNotFound():
+            return Problem(404, "unknown_upload", "No upload has this id, or it has expired.")
+        case RequestDiffers():
+            return Problem(409, "request_differs", "This Idempotency-Key came before, with another request.")
         case ImageNotFound():
             return Problem(404, "unknown_image", "This job has no such picture.")
         case WebhookNotFound():

@@ -1,10 +1,11 @@
 """What a view may call, gathered in one value per application. Knows no HTTP beyond finding the current application."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import structlog
 from flask import current_app
@@ -13,20 +14,35 @@ from darkroom import fleet, jobs
 from darkroom.catalog import Catalog
 from darkroom.config import Settings
 from darkroom.db import Database
-from darkroom.errors import DatabaseUnavailable, JobNotFound
+from darkroom.errors import (
+    BatchNotFound,
+    DatabaseUnavailable,
+    FieldError,
+    ImageNotFound,
+    InputGone,
+    InvalidParameters,
+    JobNotFound,
+    UploadNotFound,
+)
 from darkroom.events import ProgressBoard
-from darkroom.jobs import ImageRecord, JobRecord, JobState, NewJob
+from darkroom.jobs import BatchRecord, ImageRecord, JobClass, JobRecord, JobState, NewJob, UploadRecord
 from darkroom.keys import KeyRing
 from darkroom.params import resolve
-from darkroom.storage import Storage
+from darkroom.storage import Storage, upload_key
 from darkroom.web.background import Background
 from darkroom.web.identity import current
-from darkroom.web.submission import Submission
+from darkroom.web.pace import Eta, Pace
+from darkroom.web.submission import Rules, Submission
+from darkroom.web.uploads import PictureReader, read_data_url
 from darkroom.web.waiting import Waiting
 from darkroom.webhooks.destinations import Destinations
 
 logger = structlog.get_logger(__name__)
 
+INPUT_LIMIT = "the id of an upload, the id of one of your images, or a base64 data: URL"
+SECONDS_PER_DAY = 86400.0
+# The relay rings for the rest as places become free.
+RINGS_PER_BATCH = 16
 NO_PICTURE = -1  # what stands in an address and is no number: pictures count from 0
 
 
@@ -37,6 +53,19 @@ class Sight:
     job: JobRecord
     position: int | None = None
     progress: Mapping[str, Any] | None = None
+    eta: Eta | None = None
+
+    @property
+    def version(self) -> str:
+        """Another one whenever anything about the job that is told has changed; cheaper than telling it."""
+        parts = [self.job.id.hex, self.job.event_seq]
+        if self.position is not None:
+            parts.append(f"p{self.position}")
+        if self.progress:
+            parts += [self.progress["stage"], self.progress["step"]]
+        if self.eta:
+            parts += [self.eta.min_seconds, self.eta.max_seconds]
+        return "-".join(str(part) for part in parts)
 
 
 @dataclass(frozen=True)
@@ -52,33 +81,158 @@ class Services:
     keys: KeyRing
     waiting: Waiting
     destinations: Destinations
+    pace: Pace
+    pictures: PictureReader
 
-    def submit(self, submission: Submission) -> JobRecord:
-        """Store a job, then ring for it. Only the database can make this fail or wait."""
-        new = NewJob(submission.entry.name, submission.params, submission.job_class, submission.deadline_seconds)
-        job = jobs.submit(
-            self.database, new, owner=current().owner, weight=current().weight, key_id=current().key_id
+    def rules(self) -> Rules:
+        """What a request of whoever asks is held to."""
+        return Rules(
+            self.catalog,
+            longest_deadline_seconds=self.settings.job_ttl_seconds,
+            longest_retention_seconds=self.settings.retention_succeeded_days * SECONDS_PER_DAY,
+            destinations=self.destinations,
+            job_classes=tuple(JobClass) if current().may_hurry else (JobClass.BULK,),
         )
-        self.background.notify(job)
+
+    def submit(self, submission: Submission, *, request: jobs.Request | None = None) -> JobRecord:
+        """Store a job, then ring for it. A request that came before gets the job it made then.
+
+        Without inputs, only the database can make this fail or wait. Raises InvalidParameters for inputs that are not
+        there, RequestDiffers, JobNotFound for the job of a request that is gone, or what admission raises.
+        """
+        if request and (made_id := jobs.find_made(self.database, request, owner=current().owner)):
+            return jobs.get(self.database, made_id, owner=current().owner)
+        with self._inputs_are_there():
+            job = jobs.submit(self.database, self._new_job(submission, {}), request=request, **self._whose())
+        self.background.notify(job.id, model=job.model)
         return job
+
+    def submit_batch(
+        self, submissions: Sequence[Submission], *, request: jobs.Request | None = None
+    ) -> tuple[BatchRecord, list[UUID]]:
+        """Store many jobs, all or none, then ring. Returns the batch and its jobs. Raises as `submit` does."""
+        owner = current().owner
+        made_id = jobs.find_made(self.database, request, owner=owner) if request else None
+        if made_id is None:
+            keys: dict[str, str] = {}
+            new = [self._new_job(submission, keys) for submission in submissions]
+            with self._inputs_are_there():
+                made_id = jobs.submit_batch(self.database, new, request=request, **self._whose()).id
+        batch = jobs.get_batch(self.database, made_id, owner=owner)
+        job_ids = jobs.batch_job_ids(self.database, made_id, owner=owner)
+        for job_id, submission in zip(job_ids[:RINGS_PER_BATCH], submissions, strict=False):
+            self.background.notify(job_id, model=submission.entry.name)
+        return batch, job_ids
+
+    def _whose(self) -> dict[str, Any]:
+        return {"owner": current().owner, "weight": current().weight, "key_id": current().key_id}
+
+    def _new_job(self, submission: Submission, keys: dict[str, str]) -> NewJob:
+        """Look for what a submission begins from; `keys` remembers what was found for its neighbors."""
+        for field, reference in submission.inputs.items():
+            if reference not in keys:
+                keys[reference] = self._key_of(reference, field=field)
+        found = {field: keys[reference] for field, reference in submission.inputs.items()}
+        return NewJob(
+            submission.entry.name,
+            submission.params.model_copy(update=found),
+            submission.job_class,
+            submission.deadline_seconds,
+            metadata=submission.metadata,
+            webhook=submission.webhook.document() if submission.webhook else None,
+            retention_seconds=submission.retention_seconds,
+        )
+
+    def _key_of(self, reference: str, *, field: str) -> str:
+        if reference.startswith("data:"):
+            return self.upload(read_data_url(reference, field=field), field=field).key
+        try:
+            if found := re.fullmatch("job:([0-9a-fA-F-]{36})/([0-9]{1,6})", reference):
+                return self.image(found[1], found[2]).key
+            return jobs.get_upload(self.database, job_uuid(reference), owner=current().owner).key
+        except (JobNotFound, ImageNotFound, UploadNotFound) as error:
+            raise InvalidParameters([FieldError(field, "names no picture of yours", INPUT_LIMIT)]) from error
+
+    @contextmanager
+    def _inputs_are_there(self) -> Iterator[None]:
+        try:
+            yield
+        except InputGone as error:
+            raise InvalidParameters([FieldError("init_image", "is not stored any more", INPUT_LIMIT)]) from error
+
+    def upload(self, body: bytes, *, field: str = "file") -> UploadRecord:
+        """Make a picture safe and store it. Raises InvalidParameters or StorageError."""
+        picture = self.pictures.read(body, field=field)
+        upload_id = uuid4()
+        key = upload_key(current().owner, upload_id)
+        upload = jobs.add_upload(
+            self.database,
+            upload_id,
+            owner=current().owner,
+            key=key,
+            width=picture.width,
+            height=picture.height,
+            num_bytes=len(picture.body),
+            life_seconds=self.settings.retention_uploads_days * SECONDS_PER_DAY,
+        )
+        self.storage.put(key, picture.body, content_type="image/png")
+        return upload
 
     def follow(self, job_id: str) -> Sight:
         """Look at a job as it is now. Raises JobNotFound."""
-        job = jobs.get(self.database, job_uuid(job_id), owner=current().owner)
+        return self.sight_of(jobs.get(self.database, job_uuid(job_id), owner=current().owner))
+
+    def sight_of(self, job: JobRecord) -> Sight:
+        """Look around a job: who is ahead of it, how far it is, and when it may be done."""
         position = jobs.position(self.database, job.id) if job.state is JobState.QUEUED else None
         progress = self.progress.read(job.id) if job.state is JobState.RUNNING else None
-        return Sight(job, position, progress)
+        return Sight(job, position, progress, self.pace.eta(job, position=position, progress=progress))
 
-    def place_of(self, accepted: JobRecord) -> int | None:
-        """How many are ahead of a job that was just committed; None when that cannot be told now.
+    def look_at(self, accepted: JobRecord) -> Sight:
+        """Look around a job that was just committed; without what cannot be told now.
 
         The job is stored: whoever submitted it must not be told of a failure, and submit it a second time.
         """
         try:
-            return jobs.position(self.database, accepted.id)
+            return self.sight_of(accepted)
         except DatabaseUnavailable as error:
             logger.warning("place_untold", job_id=str(accepted.id), reason=str(error))
-            return None
+            return Sight(accepted)
+
+    def list_jobs(
+        self,
+        *,
+        state: JobState | None = None,
+        model: str | None = None,
+        batch: UUID | None = None,
+        q: str | None = None,
+        cursor: UUID | None = None,
+        limit: int,
+    ) -> tuple[list[JobRecord], UUID | None]:
+        """Read a page of jobs, newest first, and where the next begins; with `q`, those whose prompt has its words."""
+        which: dict[str, Any] = {"state": state, "model": model, "batch_id": batch, "before": cursor}
+        if q:
+            return jobs.search(self.database, q, owner=current().owner, limit=limit, **which)
+        # One more tells whether there is a next page.
+        found = jobs.list_jobs(self.database, owner=current().owner, limit=limit + 1, **which)
+        return found[:limit], found[limit - 1].id if len(found) > limit else None
+
+    def erase(self, job_id: str) -> None:
+        """Take a job away for good, with its pictures and its words. Raises JobNotFound."""
+        erased = job_uuid(job_id)
+        if jobs.erase(self.database, erased, owner=current().owner):
+            self.background.announce_cancel(erased)
+
+    def batch(self, batch_id: str) -> BatchRecord:
+        """Look at how far a batch is. Raises BatchNotFound."""
+        return jobs.get_batch(self.database, batch_uuid(batch_id), owner=current().owner)
+
+    def cancel_batch(self, batch_id: str) -> BatchRecord:
+        """Call off what is left of a batch, then tell the workers. Raises BatchNotFound."""
+        found = self.batch(batch_id)
+        for job_id in jobs.cancel_batch(self.database, found.id, owner=found.owner):
+            self.background.announce_cancel(job_id)
+        return self.batch(batch_id)
 
     def has_worker(self, model: str) -> bool:
         """Whether a worker that holds the model was heard of within a lease."""
@@ -98,21 +252,23 @@ class Services:
         """
         ended = jobs.get(self.database, job_uuid(job_id), owner=current().owner)
         resolve(self.catalog.get(ended.model), ended.params.model_dump())
-        job = jobs.retry(
-            self.database,
-            ended.id,
-            owner=current().owner,
-            ttl_seconds=self.settings.job_ttl_seconds,
-            weight=current().weight,
-            key_id=current().key_id,
-        )
-        self.background.notify(job)
+        with self._inputs_are_there():
+            job = jobs.retry(self.database, ended.id, ttl_seconds=self.settings.job_ttl_seconds, **self._whose())
+        self.background.notify(job.id, model=job.model)
         return job
 
     def image(self, job_id: str, n: str) -> ImageRecord:
         """Find a picture of a job. Raises JobNotFound or ImageNotFound."""
+        return self.image_and_job(job_id, n)[0]
+
+    def image_and_job(self, job_id: str, n: str) -> tuple[ImageRecord, JobRecord]:
+        """Find a picture and its job. Raises JobNotFound or ImageNotFound."""
+        job = jobs.get(self.database, job_uuid(job_id), owner=current().owner)
         number = int(n) if re.fullmatch("0|[1-9][0-9]{0,5}", n) else NO_PICTURE
-        return jobs.get_image(self.database, job_uuid(job_id), number, owner=current().owner)
+        for image in job.images:
+            if image.n == number:
+                return image, job
+        raise ImageNotFound(job.id, number)
 
 
 def services() -> Services:
@@ -122,10 +278,24 @@ def services() -> Services:
 
 def job_uuid(text: str) -> UUID:
     """Read an id from an address. What cannot be an id is the id of no job: raises JobNotFound."""
+    found = read_uuid(text)
+    if found is None:
+        raise JobNotFound(text)
+    return found
+
+
+def batch_uuid(text: str) -> UUID:
+    """Read a batch's id from an address. Raises BatchNotFound."""
+    found = read_uuid(text)
+    if found is None:
+        raise BatchNotFound(text)
+    return found
+
+
+def read_uuid(text: str) -> UUID | None:
+    """Read an id that is written in the one usual way; None for anything else."""
     try:
-        job_id = UUID(text)
-    except ValueError as error:
-        raise JobNotFound(text) from error
-    if str(job_id) != text.lower():
-        raise JobNotFound(text)  # UUID() also reads braces, URNs and missing hyphens
-    return job_id
+        found = UUID(text)
+    except ValueError:
+        return None
+    return found if str(found) == text.lower() else None  # UUID() also reads braces, URNs and missing hyphens

@@ -5,6 +5,7 @@ users of AUTOMATIC1111's web UI know.
 """
 
 import inspect
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -141,6 +142,9 @@ def make_noise_scheduler(
     """
     chosen = samplers_for(config)[sampler]
     overrides = {**chosen.overrides, **_overrides_of_the_class(chosen, config, num_inference_steps, seed)}
+    if samplers_for(config) is FLOW_SAMPLERS:
+        shift, timing = _shift(chosen.noise_scheduler_class, config, timing)
+        overrides |= shift
     with warnings.catch_warnings():
         # diffusers hands tensors to numpy the way that numpy 2 deprecates.
         warnings.filterwarnings("ignore", message="__array_(_|wrap__)", category=DeprecationWarning)
@@ -164,9 +168,24 @@ def _overrides_of_the_class(
         return {"original_inference_steps": max(num_inference_steps, distilled_steps)}
     if chosen.noise_scheduler_class is DPMSolverSDEScheduler:
         return {"noise_sampler_seed": seed}  # else it would take one from the global generator
-    if "use_flow_sigmas" in chosen.overrides:
-        return {"flow_shift": config.get("shift", config.get("flow_shift", 1.0))}
     return {}
+
+
+def _shift(
+    noise_scheduler_class: Any, config: Mapping[str, Any], timing: Mapping[str, Any]
+) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Say what this class calls the shift of the model's flow sigmas, and what is left of the timing.
+
+    A shift that depends on the size comes as `mu`. A class that does not know it is given the shift that it amounts to.
+    """
+    name = "shift" if "shift" in inspect.signature(noise_scheduler_class).parameters else "flow_shift"
+    if "mu" not in timing or hasattr(noise_scheduler_class, "time_shift"):
+        return {name: config.get("shift", config.get("flow_shift", 1.0))}, timing
+    mu = timing["mu"]
+    shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+    # Heun has no such option; the others would ask for mu again.
+    option = {} if name == "shift" else {"use_dynamic_shifting": False}
+    return {name: shift, **option}, {key: value for key, value in timing.items() if key != "mu"}
 
 
 def step_arguments(noise_scheduler: Any, generator: Generator) -> Mapping[str, Any]:

@@ -39,7 +39,7 @@ def test_the_folder_says_which_family_it_is(engine: Engine, name: str, tiny: Tin
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"negative_prompt": "blue", "seed": 2}, {"width": 64, "num_inference_steps": 1}]
+    "fields", [{}, {"negative_prompt": "blue", "seed": 2}, {"width": 64, "num_inference_steps": 2}]
 )
 def test_a_picture_alone_is_that_of_diffusers(
     engine: Engine, tiny: TinyFamily, pipeline: DiffusionPipeline, ask: Ask, develop: Develop, fields: dict[str, Any]
@@ -107,9 +107,3 @@ def test_a_picture_is_the_same_alone_and_in_a_mixed_batch(
 def test_prompts_of_any_length_share_a_forward(engine: Engine, ask: Ask) -> None:
     prompts = ["", "a red house", "a red house by the sea, seen from above, at night, under many stars"]
     assert len({engine._runner.prepare(ask(prompt=prompt)).batch_key for prompt in prompts}) == 1
-
-
-def test_every_sampler_that_a_model_names_develops(engine: Engine, name: str, ask: Ask, develop: Develop) -> None:
-    samplers = engine.models[name].samplers
-    for handle in develop(engine, *(ask(sampler=sampler) for sampler in samplers)):
-        assert handle.result(0).image.std() > 1, handle.request.sampler

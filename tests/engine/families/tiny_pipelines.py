@@ -44,19 +44,21 @@ class TinyFamily:
     has_one_length: bool = True  # of all prompts: they are padded
 
 
-def picture_of(pipeline: DiffusionPipeline, tiny: TinyFamily, request: Request) -> "np.ndarray[Any, Any]":
+def picture_of(
+    pipeline: DiffusionPipeline, tiny: TinyFamily, request: Request, *, generator: Generator | None = None
+) -> "np.ndarray[Any, Any]":
     """Develop a request with diffusers' own pipeline, or with its image-to-image sibling."""
     arguments: dict[str, Any] = {
         "prompt": request.prompt,
         "width": request.width,
         "height": request.height,
         "num_inference_steps": request.num_inference_steps,
-        "generator": Generator().manual_seed(request.seed),
+        "generator": generator or Generator().manual_seed(request.seed),
         **tiny.arguments(request),
     }
     if request.image is not None:
         assert tiny.image_to_image is not None
-        pipeline = getattr(diffusers, tiny.image_to_image)(**_parts_for(tiny.image_to_image, pipeline))
+        pipeline = getattr(diffusers, tiny.image_to_image)(**parts_for(tiny.image_to_image, pipeline))
         arguments |= {"image": Image.fromarray(request.image), "strength": request.strength}
         accepted = inspect.signature(pipeline.__call__).parameters
         arguments = {name: value for name, value in arguments.items() if name in accepted}
@@ -64,7 +66,8 @@ def picture_of(pipeline: DiffusionPipeline, tiny: TinyFamily, request: Request) 
     return np.asarray(pipeline(**arguments).images[0])
 
 
-def _parts_for(class_name: str, pipeline: DiffusionPipeline) -> Mapping[str, Any]:
+def parts_for(class_name: str, pipeline: DiffusionPipeline) -> Mapping[str, Any]:
+    """The parts and settings of a pipeline that another class takes."""
     wanted = inspect.signature(getattr(diffusers, class_name).__init__).parameters
     settings = {name: value for name, value in pipeline.config.items() if name in wanted and name != "scheduler"}
     return settings | {name: part for name, part in pipeline.components.items() if name in wanted}

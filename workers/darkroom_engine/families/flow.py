@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Generator, Tensor
 
@@ -28,10 +29,9 @@ def shift_of(scheduler_config: Mapping[str, Any], num_tokens: int, *, max_shift:
     return {"mu": num_tokens * slope + (base_shift - slope * base_length)}
 
 
-def even_sigmas(num_inference_steps: int) -> list[float]:
+def even_sigmas(num_inference_steps: int) -> npt.NDArray[np.float64]:
     """Sigmas from 1 to 1/n at equal distances, which the noise_scheduler then shifts."""
-    sigmas: list[float] = np.linspace(1.0, 1.0 / num_inference_steps, num_inference_steps).tolist()
-    return sigmas
+    return np.linspace(1.0, 1.0 / num_inference_steps, num_inference_steps)
 
 
 def num_skipped(request: Request) -> int:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor
 
-from darkroom_engine.errors import UnfitPipeline
+from darkroom_engine.errors import InvalidRequest, UnfitPipeline
 from darkroom_engine.families import base, flow
 from darkroom_engine.families.base import Conditioning, Start
 from darkroom_engine.families.text import RAGGED, mask_of, ragged, stack_ragged
@@ -59,7 +59,9 @@ class QwenImage:
         return base.num_bytes(self.vae, self.text_encoder, self.transformer)
 
     def check(self, request: Request) -> None:
-        """Nothing beyond the common checks."""
+        """Refuse a single step where the sigmas must end at one of the model's own: no line goes through one point."""
+        if request.num_inference_steps < 2 and self.scheduler_config.get("shift_terminal"):
+            raise InvalidRequest("num_inference_steps", f"is {request.num_inference_steps}, and must be at least 2")
 
     def batch_key(self, request: Request) -> Hashable:
         """Say what requests must have in common to share a forward: both sides; prompts may differ in length.

@@ -8,7 +8,6 @@ from uuid import UUID
 
 import pytest
 from flask import Flask
-from flask.testing import FlaskClient
 
 from darkroom.config import Settings
 from darkroom.errors import InvalidParameters, JobNotFound, NoPlaceToWait

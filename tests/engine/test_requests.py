@@ -3,9 +3,13 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from darkroom_engine import Engine, InvalidRequest, Request, UnknownModel
+
+IMAGE = np.zeros((64, 64, 3), np.uint8)
+MASK = np.zeros((64, 64), np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +33,11 @@ from darkroom_engine import Engine, InvalidRequest, Request, UnknownModel
         ("seed", -1, "is -1, and must be an integer from 0 to 18446744073709551615"),
         ("seed", 2**64, "must be an integer from 0 to 18446744073709551615"),
         ("priority", 2, "is 2, and must be an integer from 0 to 1"),
+        ("strength", 0.5, "is 0.5, and there is no image that it could be for"),
+        ("mask", MASK, "is given, and there is no image that it could be for"),
+        ("image", IMAGE[:32], "is uint8 (32, 64, 3), and must be uint8 (64, 64, 3)"),
+        ("image", IMAGE / 255, "is float64 (64, 64, 3), and must be uint8 (64, 64, 3)"),
+        ("image", b"PNG", "is a bytes, and must be uint8 (64, 64, 3)"),
         ("deadline", math.nan, "is nan, and must be a finite number"),
     ],
 )
@@ -39,6 +48,28 @@ def test_a_wrong_field_is_refused_with_its_limit(
         engine.submit(request_for(**{field: value}))
     assert refusal.value.field == field
     assert problem in refusal.value.problem
+
+
+@pytest.mark.parametrize(
+    ("strength", "problem"),
+    [
+        (0, "is 0, and must be above 0 and at most 1"),
+        (1.5, "is 1.5, and must be above 0 and at most 1"),
+        (math.nan, "is nan, and must be a finite number"),
+        (0.2, "is 0.2, and leaves not one of 4 steps"),
+    ],
+)
+def test_a_wrong_strength_is_refused(
+    engine: Engine, request_for: Callable[..., Request], strength: float, problem: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=problem) as refusal:
+        engine.submit(request_for(image=IMAGE, strength=strength))
+    assert refusal.value.field == "strength"
+
+
+def test_a_mask_of_another_size_is_refused(engine: Engine, request_for: Callable[..., Request]) -> None:
+    with pytest.raises(InvalidRequest, match=r"mask is uint8 \(32, 64\), and must be uint8 \(64, 64\)"):
+        engine.submit(request_for(image=IMAGE, mask=MASK[:32]))
 
 
 def test_an_unknown_model_is_refused_with_the_known_ones(engine: Engine, request_for: Callable[..., Request]) -> None:

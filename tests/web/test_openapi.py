@@ -1,0 +1,96 @@
+"""The document says what the API does: every status, every shape, for requests that nobody thought of."""
+
+import json
+import re
+from io import BytesIO
+from typing import Any
+
+import pytest
+import schemathesis
+from flask import Flask
+from flask.testing import FlaskClient
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from schemathesis import checks
+
+from darkroom.params import GenerationParams
+from darkroom.web.openapi import operations
+
+EXAMPLES = 25
+# No operation names a 500: one is caught as a status that is not documented.
+CHECKS = (
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_schema_conformance,
+)
+
+
+def png() -> bytes:
+    made = BytesIO()
+    Image.new("RGB", (16, 16)).save(made, "PNG")
+    return made.getvalue()
+
+
+def hold_to_the_document(operation: Any, known: dict[str, str]) -> None:
+    """Send what the document allows and what it does not, to things that are there and to others; always the same."""
+    negative = operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE)
+
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=operation.as_strategy() | negative, is_there=st.booleans())
+    def every_answer_is_documented(case: Any, is_there: bool) -> None:
+        if is_there:
+            case.path_parameters.update({name: known[name] for name in case.path_parameters})
+        case.call_and_validate(checks=CHECKS)
+
+    every_answer_is_documented()
+
+
+@pytest.mark.timeout(180)
+def test_every_answer_is_one_that_the_document_names(
+    app: Flask, client: FlaskClient, submit: Any, worker: Any
+) -> None:
+    known = {"n": "0", "job_id": submit(metadata={"from": "a test"})["id"]}
+    worker.develop()
+    known["batch_id"] = client.post("/api/v1/jobs/batch", json={"matrix": {"prompt": "a {red|blue} house"}}).json["id"]
+    known["upload_id"] = client.post("/api/v1/uploads", data=png(), content_type="image/png").json["id"]
+    described = schemathesis.openapi.from_wsgi("/openapi.json", app)
+    for found in described.get_all_operations():
+        hold_to_the_document(found.ok(), known)
+
+
+def test_no_operation_expects_to_break(bare_client: FlaskClient) -> None:
+    document = bare_client.get("/openapi.json").json
+    for path, method, operation in operations(document):
+        assert "500" not in operation["responses"], (method, path)
+        assert operation["summary"], (method, path)
+
+
+def test_document_is_openapi_3_1_and_names_every_field_of_a_job(bare_client: FlaskClient) -> None:
+    document = bare_client.get("/openapi.json").json
+    assert document["openapi"].startswith("3.1")
+    fields = document["components"]["schemas"]["JobRequest"]["properties"]
+    assert set(GenerationParams.model_fields) <= fields.keys()
+    assert {"model", "priority", "deadline_seconds", "retention_seconds", "metadata", "webhook"} <= fields.keys()
+
+
+def test_every_reference_of_the_document_leads_somewhere(bare_client: FlaskClient) -> None:
+    document = bare_client.get("/openapi.json").json
+    names = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)))
+    assert names <= document["components"]["schemas"].keys()
+
+
+def test_docs_page_loads_nothing_from_elsewhere(bare_client: FlaskClient) -> None:
+    page = bare_client.get("/docs")
+    assert page.status_code == 200
+    assert "POST /api/v1/jobs" in page.text
+    assert re.findall(r'(?:src|href)="(https?:|//)', page.text) == []
+    assert "style=" not in page.text
+    assert "script-src 'self'" in page.headers["Content-Security-Policy"]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from darkroom_engine.families.base import Conditioning, Kept
+    from darkroom_engine.snapshots import Snapshot
     from darkroom_engine.step_table import StepTable
 
 
@@ -42,6 +43,7 @@ class Development:
     denoised: "Tensor | None" = None  # (1, ...): what the latest step took for the picture, where that is known
     conditioning: "Conditioning | None" = None  # each (num_rows, ...)
     kept: "Kept | None" = None
+    snapshot: "Snapshot | None" = None  # what it is to go on from, until it has begun
     walk: "dict[int, Tensor]" = field(default_factory=dict)  # step -> (1, ...), on the host
 
     @property

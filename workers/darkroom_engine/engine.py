@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -21,6 +22,7 @@ from darkroom_engine.errors import (
     DeviceLost,
     EngineError,
     EngineStopped,
+    InvalidSnapshot,
     ModelLoadError,
     RequestCanceled,
     RequestFailed,
@@ -64,6 +66,7 @@ class Engine:
         self._decoder = Decoder(torch_device, self._runner.models)
         self._models: dict[str, LoadedModel] = {}
         self._inbox: deque[Development] = deque()
+        self._snapshots: deque[tuple[Handle, Future[bytes]]] = deque()  # wanted
         self._wakeup = threading.Condition()  # guards the inbox, the thread and the flag
         self._is_stopped = False
         self._thread: threading.Thread | None = None
@@ -99,7 +102,8 @@ class Engine:
         """Take in a model that is in memory already. Raises ModelLoadError when the name is taken."""
         if name in self._models:
             raise ModelLoadError(name, f"a model of that name is loaded already, from {self._models[name].source}")
-        self._runner.adopt(name, model)
+        self._runner.models[name] = model
+        self._decoder.adopt(name, model)
         if self._runner.device.type == "cpu":
             self._runner.memory[name] = cpu_bound(self.device_info.memory_bytes)
         memory = self._runner.memory.get(name)
@@ -145,13 +149,39 @@ class Engine:
 
     def submit(self, request: Request) -> Handle:
         """Take in a request, from any thread. Raises InvalidRequest, UnknownModel or EngineStopped at once."""
-        development = self._runner.prepare(request)
+        return self._accept(self._runner.prepare(request))
+
+    def _accept(self, development: Development) -> Handle:
         with self._wakeup:
             if self._is_stopped:
                 raise EngineStopped
             self._inbox.append(development)
             self._wakeup.notify()
         return development.handle
+
+    def snapshot(self, handle: Handle) -> bytes:
+        """Write a request down between two of its steps, from any thread; it goes on all the same.
+
+        Restored by an engine with an equal fingerprint, a request that is exact ends in the bit-equal picture; others
+        end within the bound of the normal mode. Raises InvalidSnapshot when its walk is over or it is not here, and
+        EngineStopped.
+        """
+        if self._thread is None or self._thread is threading.current_thread():
+            return self._take_snapshot(handle)
+        taken: Future[bytes] = Future()
+        with self._wakeup:
+            if self._is_stopped:
+                raise EngineStopped
+            self._snapshots.append((handle, taken))
+            self._wakeup.notify()
+        return taken.result()
+
+    def restore(self, snapshot: bytes) -> Handle:
+        """Take in a request where a snapshot left it, from any thread.
+
+        Raises InvalidSnapshot, and what `submit` raises.
+        """
+        return self._accept(self._runner.restore(snapshot))
 
     def start(self) -> None:
         """Run the thread that develops. Does nothing when it runs; raises EngineStopped after `stop()`."""
@@ -189,6 +219,7 @@ class Engine:
         outcome = self._run(batch)
         self._scheduler.update(batch, outcome)
         self._decoder.add(outcome.denoised)
+        self._decoder.show(batch.developments)
         for development, reason in outcome.failures.items():
             development.handle.fail(RequestFailed(reason))
 
@@ -209,8 +240,8 @@ class Engine:
 
     def _wait_for_work(self) -> bool:
         with self._wakeup:
-            if not self._inbox and not self._in_flight:
-                self._wakeup.wait_for(lambda: self._inbox or self._is_stopped, IDLE_SECONDS)
+            if not self._inbox and not self._snapshots and not self._in_flight:
+                self._wakeup.wait_for(lambda: self._inbox or self._snapshots or self._is_stopped, IDLE_SECONDS)
             return not self._is_stopped
 
     @property
@@ -221,6 +252,12 @@ class Engine:
         """Bring new requests to the scheduler, and take from it those that were canceled or are too late."""
         while self._inbox:
             self._scheduler.add(self._inbox.popleft())
+        while self._snapshots:
+            handle, taken = self._snapshots.popleft()
+            try:
+                taken.set_result(self._take_snapshot(handle))
+            except EngineError as error:
+                taken.set_exception(error)
         now = time.monotonic()
         for development in self._in_flight:
             deadline = development.request.deadline
@@ -228,6 +265,12 @@ class Engine:
                 self._drop(development, RequestCanceled())
             elif deadline is not None and deadline <= now:
                 self._drop(development, DeadlineExceeded())
+
+    def _take_snapshot(self, handle: Handle) -> bytes:
+        for development in (*self._inbox, *self._in_flight):
+            if development.handle is handle:
+                return self._runner.snapshot(development)
+        raise InvalidSnapshot("the request is not in flight here")
 
     def _drop(self, development: Development, error: EngineError) -> None:
         self._scheduler.remove([development])
@@ -256,6 +299,8 @@ class Engine:
             self._is_stopped = True
             abandoned = [*self._inbox, *self._in_flight]
             self._inbox.clear()
+            while self._snapshots:
+                self._snapshots.popleft()[1].set_exception(EngineStopped())
             self._scheduler.remove(abandoned)
         self._decoder.close()
         for development in abandoned:

@@ -78,3 +78,11 @@ class RequestFailed(EngineError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class InvalidSnapshot(EngineError):
+    """A request's snapshot cannot be taken, or cannot be gone on with."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the snapshot cannot be used: {reason}")
+        self.reason = reason

@@ -16,19 +16,18 @@ from torch import Generator, Tensor
 from darkroom_engine.batch import Development, StepBatch, StepOutcome
 from darkroom_engine.calibration import measure_costs, measure_memory
 from darkroom_engine.costs import ForwardCost
-from darkroom_engine.errors import InvalidRequest, UnknownModel
+from darkroom_engine.errors import InvalidRequest, InvalidSnapshot, UnknownModel
 from darkroom_engine.exact import exact_rows
 from darkroom_engine.families.base import Conditioning, Family, Start
 from darkroom_engine.faults import check_device, is_out_of_memory, reason
 from darkroom_engine.forwards import Forwards
-from darkroom_engine.frames import keep_frame, show
-from darkroom_engine.latent_colors import LatentColors, fit_latent_colors
+from darkroom_engine.frames import keep_frame
 from darkroom_engine.memory import MemoryBound
 from darkroom_engine.request import Handle, Request
 from darkroom_engine.samplers import make_noise_scheduler, samplers_for, step_arguments
+from darkroom_engine.snapshots import put_back, read_snapshot, take_snapshot
 from darkroom_engine.step_table import StepTable, read_step_table
 from darkroom_engine.stepping import advance
-from darkroom_engine.tiling import tile_large_pictures
 from darkroom_engine.validation import check_extras, check_pixels, check_request
 
 logger = logging.getLogger(__name__)
@@ -43,18 +42,10 @@ class ModelRunner:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.models: dict[str, Family] = {}
-        self.colors: dict[str, LatentColors] = {}
         self.memory: dict[str, MemoryBound] = {}  # of the models whose prices are known
         self._forwards = Forwards(device)
         self._building = threading.Lock()  # of noise_schedulers, and of their step tables
         self._step_tables: dict[Hashable, StepTable | None] = {}
-
-    def adopt(self, name: str, model: Family) -> None:
-        """Take in a loaded model."""
-        self.models[name] = model
-        if vae := getattr(model, "vae", None):
-            tile_large_pictures(vae)
-            self.colors[name] = fit_latent_colors(model)
 
     def prepare(self, request: Request) -> Development:
         """Check a request and give it its own sampler and generator. Safe on any thread; touches no device.
@@ -77,15 +68,7 @@ class ModelRunner:
         if num_skipped == request.num_inference_steps:
             steps = request.num_inference_steps
             raise InvalidRequest("strength", f"is {request.strength}, and leaves not one of {steps} steps")
-        make = partial(
-            make_noise_scheduler,
-            request.sampler,
-            model.scheduler_config,
-            request.num_inference_steps,
-            seed=request.seed,
-            timing=model.timing(request),
-            num_skipped=num_skipped,
-        )
+        make = partial(_make_noise_scheduler, model, request)
         with self._building:
             noise_scheduler = make()
             timesteps = noise_scheduler.timesteps[num_skipped * noise_scheduler.order :]
@@ -147,7 +130,7 @@ class ModelRunner:
         self._denoise(model, [d for d in batch.developments if d not in outcome.failures], batch.exact_rows, outcome)
         for development in batch.developments:
             if development not in outcome.failures:
-                self._show(development, outcome)
+                self._note(development, outcome)
         outcome.costs = self._forwards.costs()
         return outcome
 
@@ -155,13 +138,34 @@ class ModelRunner:
         development.handle.advance("encode", 0)
         with self._isolated(development, outcome):
             self._start(model, development)
-            development.handle.advance("denoise", 0)
+            development.handle.advance("denoise", development.step)
 
     def _start(self, model: Family, development: Development) -> None:
         start = model.start(development.request, development.noise_scheduler, development.generator)
         development.latents, development.kept = start.latents, start.kept
         development.conditioning = {**_condition(model, development), **_for_each_row(development, start)}
         keep_frame(development)
+        if development.snapshot is not None:
+            put_back(development.snapshot, development)
+            development.snapshot = None
+
+    def snapshot(self, development: Development) -> bytes:
+        """Write a development down. Raises InvalidSnapshot when its walk is over, or it has no words for its sampler."""
+        if development.step == len(development.timesteps):
+            raise InvalidSnapshot("its walk is over")
+        with self._building:
+            fresh = _make_noise_scheduler(self.models[development.request.model], development.request)
+        return take_snapshot(development, fresh)
+
+    def restore(self, snapshot: bytes) -> Development:
+        """Prepare a request that goes on where a snapshot was taken.
+
+        Raises InvalidSnapshot, and what `prepare` raises.
+        """
+        read = read_snapshot(snapshot)
+        development = self.prepare(read.request)
+        development.snapshot = read
+        return development
 
     def _denoise(
         self, model: Family, developments: Sequence[Development], exact_rows: int | None, outcome: StepOutcome
@@ -206,10 +210,9 @@ class ModelRunner:
         for development in developments:
             development.handle.advance("denoise", development.step)
 
-    def _show(self, development: Development, outcome: StepOutcome) -> None:
-        """Let the request be seen on its way, and name it as denoised when it has reached its last step."""
+    def _note(self, development: Development, outcome: StepOutcome) -> None:
+        """Keep what the request's walk needs, and name it as denoised when it has reached its last step."""
         with self._isolated(development, outcome):
-            show(development, self.colors)
             if development.step == len(development.timesteps):
                 outcome.denoised.append(development)
             else:
@@ -224,6 +227,17 @@ class ModelRunner:
             check_device(error)
             outcome.failures[development] = reason(error)
             logger.exception("a request failed")
+
+
+def _make_noise_scheduler(model: Family, request: Request) -> Any:
+    return make_noise_scheduler(
+        request.sampler,
+        model.scheduler_config,
+        request.num_inference_steps,
+        seed=request.seed,
+        timing=model.timing(request),
+        num_skipped=model.num_skipped(request),
+    )
 
 
 def _condition(model: Family, development: Development) -> Conditioning:

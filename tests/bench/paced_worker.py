@@ -1,0 +1,89 @@
+"""Run as a program: a real worker whose engine only counts steps, at a fixed pace, and whose pictures go nowhere."""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from darkroom import logs
+from darkroom.config import load_settings
+from darkroom.fleet import WorkerFacts
+from darkroom.storage import Storage
+from darkroom_engine.errors import RequestCanceled
+from darkroom_engine.request import Handle, Request
+from darkroom_worker import app
+from darkroom_worker.app import open_database, serve
+
+PICTURE = np.zeros((8, 8, 3), np.uint8)
+
+
+class PacedEngine:
+    """Advances everything it holds by one step each `step_seconds`, and notes when a canceled request left it."""
+
+    def __init__(self, step_seconds: float) -> None:
+        self._step_seconds = step_seconds
+        self._changed = threading.Condition()
+        self._handles: list[Handle] = []
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def submit(self, request: Request) -> Handle:
+        handle = Handle(request, request.num_inference_steps)
+        with self._changed:
+            self._handles.append(handle)
+            self._changed.notify()
+        return handle
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._handles)
+                handles, self._handles = self._handles, []
+            time.sleep(self._step_seconds)
+            left = [handle for handle in handles if not self._step(handle)]
+            with self._changed:
+                self._handles += left
+
+    def _step(self, handle: Handle) -> bool:
+        """Whether the request is done."""
+        if handle.is_canceled:
+            print(f"freed {handle.request.seed} {time.time()}", flush=True)
+            handle.fail(RequestCanceled())
+            return True
+        if handle.progress.step + 1 < handle.request.num_inference_steps:
+            handle.advance("denoise", handle.progress.step + 1)
+            return False
+        handle.succeed(PICTURE, "paced")
+        return True
+
+
+class Nowhere(Storage):
+    """A storage that keeps nothing."""
+
+    def put(self, key: str, body: bytes, *, content_type: str, **_: Any) -> None:
+        """Drop it."""
+
+
+def main(step_seconds: float) -> None:
+    settings = load_settings()
+    logs.configure(settings)
+    facts: Mapping[str, Any] = {
+        "id": f"paced-{os.getpid()}",
+        "host": "here",
+        "pid": os.getpid(),
+        "device": "paced",
+        "device_memory_bytes": 0,
+        "fingerprint": "paced",
+        "models": ["darkroom-seeded"],
+        "slots": settings.worker_slots,
+        "version": "0",
+    }
+    app.Storage = Nowhere  # type: ignore[misc]
+    serve(settings, database=open_database(settings), engine=PacedEngine(step_seconds), facts=WorkerFacts(**facts))
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]))

@@ -61,10 +61,11 @@ def search(
     batch_id: UUID | None = None,
     before: UUID | None = None,
     limit: int = 50,
+    most_looked_at: int = SEARCHED_JOBS,
 ) -> tuple[list[JobRecord], UUID | None]:
     """Read the jobs whose prompt has all these words, newest first, and where to go on from; None at the end.
 
-    One call looks at SEARCHED_JOBS at most, so that its cost is bounded however many there are: it may find fewer than
+    One call looks at so many jobs at most, so that its cost is bounded however many there are: it may find fewer than
     `limit`, or none, and yet there is more to look at. Words are compared here, in every script alike, because neither
     database folds the case of all of them.
     """
@@ -74,7 +75,7 @@ def search(
     found: list[UUID] = []
     rest: UUID | None = None
     with database.read() as session:
-        rows = session.execute(query.order_by(Job.id.desc()).limit(SEARCHED_JOBS)).all()
+        rows = session.execute(query.order_by(Job.id.desc()).limit(most_looked_at)).all()
         for job_id, text in rows:
             if len(found) == limit:
                 rest = found[-1]
@@ -82,7 +83,7 @@ def search(
             if all(word in text.casefold() for word in wanted):
                 found.append(job_id)
         else:
-            rest = rows[-1].id if len(rows) == SEARCHED_JOBS else None
+            rest = rows[-1].id if len(rows) == most_looked_at else None
         jobs = select(Job).where(Job.id.in_(found)).order_by(Job.id.desc()).options(selectinload(Job.images))
         return _records(session.scalars(jobs)), rest
 

@@ -139,10 +139,8 @@ def qwen_tokenizer() -> Any:
     tokenizer = transformers.Qwen2Tokenizer(vocab={word: n for n, word in enumerate(words)}, merges=[])
     # With these, the words that Qwen-Image puts before each prompt are the 34 tokens that it then leaves out: else the
     # prompt would be a whisper among them.
-    tail = " image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the objects"
-    tokenizer.add_tokens(
-        ["<|im_start|>", "<|im_end|>", "system\n", "user\n", f"{tail} and background:"], special_tokens=True
-    )
+    tail = "e by detailing the color, shape, size, texture, quantity, text, spatial relationships of the objects"
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", f"{tail} and background:"], special_tokens=True)
     tokenizer.chat_template = (
         "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

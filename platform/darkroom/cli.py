@@ -11,34 +11,36 @@ from uuid import UUID
 import click
 
 from darkroom import __version__
-from darkroom.errors import DarkroomError
+from darkroom.errors import DarkroomError, JobFailed, JobUnfinished
+from darkroom.job_commands import URL, cancel, get, in_a_folder, ls, submit, watch
 from darkroom.key_commands import keys
 
-WAIT_SECONDS = 3600
+# What a shell script can tell apart; click itself ends with 2 for wrong usage.
+ENDED_WITHOUT_PICTURES = 3
+NOT_ENDED_IN_TIME = 4
 
 
 class _Commands(click.Group):
-    """Commands whose expected errors are one sentence on stderr and exit status 1."""
+    """Commands whose expected errors are one sentence on stderr and exit status 1, 3 or 4."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except DarkroomError as error:
-            raise click.ClickException(str(error)) from error
+            refusal = click.ClickException(str(error))
+            refusal.exit_code = exit_code_of(error)
+            raise refusal from error
 
 
-def _in_a_folder(_ctx: click.Context, _parameter: click.Parameter, output: Path | None) -> Path | None:
-    """Refuse a picture's place before the picture is developed for it."""
-    if output and not output.absolute().parent.is_dir():
-        raise click.BadParameter(f"there is no folder {output.parent}")
-    if output and not os.access(output.absolute().parent, os.W_OK):
-        raise click.BadParameter(f"the folder {output.absolute().parent} cannot be written to")
-    return output
-
-
-URL = click.option(
-    "--url", envvar="DARKROOM_URL", default="http://127.0.0.1:8000", show_default=True, help="Where Darkroom is."
-)
+def exit_code_of(error: DarkroomError) -> int:
+    """The exit status that tells this error."""
+    match error:
+        case JobFailed():
+            return ENDED_WITHOUT_PICTURES
+        case JobUnfinished():
+            return NOT_ENDED_IN_TIME
+        case _:
+            return 1
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -51,7 +53,8 @@ def main() -> None:
     """
 
 
-main.add_command(keys)
+for command in (keys, submit, watch, cancel, ls, get):
+    main.add_command(command)
 
 
 @main.command()
@@ -78,7 +81,7 @@ def up(host: str | None, port: int | None, model: Path | None, workers: int) -> 
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    callback=_in_a_folder,
+    callback=in_a_folder,
     default="demo.png",
     show_default=True,
     help="Where to write the picture.",
@@ -98,92 +101,14 @@ def demo(prompt: str, output: Path) -> None:
 
 @main.command()
 @URL
-@click.argument("prompt")
-@click.option("--model", help="The model's name.  [default: the default of the catalog]")
-@click.option("--negative-prompt", help="What the picture shall not show.")
-@click.option("--width", type=int, help="In pixels.")
-@click.option("--height", type=int, help="In pixels.")
-@click.option("--steps", "num_inference_steps", type=int, help="How many denoising steps.")
-@click.option("--guidance-scale", type=float, help="How strongly the prompt steers.")
-@click.option("--sampler", help="One of the model's samplers.")
-@click.option("--seed", type=int, help="The same seed gives the same picture.  [default: random]")
-@click.option("--num-images", type=int, help="How many pictures.")
-@click.option("--format", type=click.Choice(["png", "webp", "jpeg"]), help="The file format.")
-@click.option("--priority", type=click.Choice(["interactive", "bulk"]), help="Which line to wait in.")
-@click.option("--wait", is_flag=True, help="Wait until the job has ended.")
-@click.option(
-    "--output",
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    callback=_in_a_folder,
-    help="Where to write the picture; implies --wait.",
-)
-def submit(url: str, prompt: str, *, wait: bool, output: Path | None, **fields: Any) -> None:
-    """Submit PROMPT, and print the job's id.
-
-    What is left out is the model's default; what the model does not take is refused by name. With --output and
-    several pictures, each file's name gets the picture's number.
-    """
-    from rich.console import Console
-
-    from darkroom.client import Client
-    from darkroom.terminal import shown
-
-    with Client(url) as client:
-        job = client.submit(prompt, **fields)
-        click.echo(job.id)
-        if not wait and output is None:
-            return
-        with shown(Console(stderr=True)) as show:
-            job = client.wait(job.id, seconds=WAIT_SECONDS, on_change=show)
-        if job.state != "succeeded":
-            raise click.ClickException(f"the job has {job.state}" + (f": {job.error.message}" if job.error else ""))
-        for image in job.images if output else ():
-            assert output
-            path = output if len(job.images) == 1 else output.with_stem(f"{output.stem}-{image.n}")
-            path.write_bytes(client.download(image))
-            click.echo(path)
-
-
-@main.command()
-@URL
-@click.argument("job_id", metavar="[JOB]", required=False)
-def status(url: str, job_id: str | None) -> None:
-    """Show how JOB is; without JOB, the newest jobs."""
-    from darkroom.client import Client
-    from darkroom.terminal import describe
-
-    with Client(url) as client:
-        if job_id:
-            click.echo(_sheet(client, job_id))
-            return
-        for job in client.list_jobs():
-            prompt = str(job.params.get("prompt", ""))
-            click.echo(f"{job.id}  {job.created_at:%F %T}  {describe(job):<9}  {prompt[:60]}")
-
-
-def _sheet(client: Any, job_id: str) -> str:
-    from darkroom.terminal import describe, stages
-
-    job = client.get(job_id)
-    rows = [("job", job.id), ("state", describe(job)), ("model", job.model), ("created", f"{job.created_at:%F %T %Z}")]
-    rows += [(name, value) for name, value in job.params.items() if value != ""]
-    rows += [(f"{name}", f"{seconds:.2f} s") for name, seconds in stages(job).items()]
-    rows += [(f"picture {image.n}", client.url + image.url) for image in job.images]
-    if job.error:
-        rows.append((job.error.code, job.error.message))
-    return "\n".join(f"{name:<20} {value}" for name, value in rows)
-
-
-@main.command()
-@URL
 def models(url: str) -> None:
     """List the models on offer, the default first."""
     from rich.console import Console
     from rich.table import Table
 
-    from darkroom.client import Client
+    from darkroom.client import Darkroom
 
-    with Client(url) as client:
+    with Darkroom(url) as client:
         table = Table("name", "title", "family", "license", "size", "steps", box=None, pad_edge=False)
         for model in client.models():
             size = f"{model.defaults['width']}x{model.defaults['height']}"

@@ -1,7 +1,8 @@
 """Every error the platform raises. Knows no HTTP: the web room gives each its status."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 
@@ -234,16 +235,36 @@ class ClientError(DarkroomError):
 
 
 class RequestRefused(ClientError):
-    """Darkroom answered with a problem document."""
+    """Darkroom answered with a problem document. `document` is the whole of it, as it came."""
 
-    def __init__(self, status: int, *, title: str, detail: str, code: str, errors: Iterable[FieldError] = ()) -> None:
+    def __init__(
+        self,
+        status: int,
+        *,
+        title: str,
+        detail: str,
+        code: str,
+        errors: Iterable[FieldError] = (),
+        document: Mapping[str, Any] | None = None,
+    ) -> None:
         self.status = status
         self.title = title
         self.detail = detail
         self.code = code
         self.errors = tuple(errors)
+        self.document = dict(document or {})
         fields = "; ".join(f"{error.field}: {error.problem} ({error.limit})" for error in self.errors)
         super().__init__(": ".join(part for part in (title, fields or detail) if part))
+
+
+class JobFailed(ClientError):
+    """The job has ended without pictures."""
+
+    def __init__(self, job_id: UUID | str, *, state: str, message: str = "") -> None:
+        self.job_id = job_id
+        self.state = state
+        self.reason = message
+        super().__init__(f"the job has {state}" + (f": {message}" if message else ""))
 
 
 class JobUnfinished(ClientError):

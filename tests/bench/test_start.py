@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tables import milliseconds, report
 
-from darkroom.client import Client
+from darkroom.client import Darkroom
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(600)]
 
@@ -40,7 +40,7 @@ def url(tmp_path: Path) -> Iterator[str]:
 
 def test_submit_to_first_denoising_step(url: str) -> None:
     seconds: dict[str, list[float]] = {"202 answered": [], "claimed": [], "first denoising step": []}
-    with Client(url) as client:
+    with Darkroom(url) as client:
         for n in range(NUM_WARM_UP_JOBS + NUM_JOBS):
             began = time.time()
             job = client.submit("a red house", width=64, height=64, num_inference_steps=2, seed=n)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -12,9 +13,11 @@ import pytest
 from werkzeug.serving import make_server
 
 from darkroom import jobs
+from darkroom.client import Darkroom
 from darkroom.config import Settings
 from darkroom.db import Database
 from darkroom.jobs import Claim, ImageRecord, Lines
+from darkroom.stack.servers import wait_until
 from darkroom.storage import Storage, image_key, thumb_key
 from darkroom.web import create_app
 
@@ -32,7 +35,27 @@ def url(settings: Settings) -> Iterator[str]:
     server.shutdown()
     thread.join()
     server.server_close()
+    app.extensions["darkroom"].background.stop()
     app.extensions["darkroom"].database.dispose()
+
+
+@pytest.fixture
+def at_work() -> Callable[..., AbstractContextManager[None]]:
+    """Do some work, once, as soon as a job is queued."""
+
+    @contextmanager
+    def at_work(work: Callable[[], object], url: str) -> Iterator[None]:
+        def wait_and_work() -> None:
+            with Darkroom(url) as client:
+                wait_until(lambda: bool(client.jobs(state="queued")), seconds=30, refusal=lambda: "no job came")
+            work()
+
+        thread = threading.Thread(target=wait_and_work)
+        thread.start()
+        yield
+        thread.join()
+
+    return at_work
 
 
 @pytest.fixture

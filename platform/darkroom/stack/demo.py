@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from darkroom.client import Client
+from darkroom.client import Darkroom
 from darkroom.config import load_settings
 from darkroom.errors import StackError
 from darkroom.stack.embedded import Stack
@@ -44,7 +44,7 @@ def run(prompt: str, *, output: Path, console: Console) -> None:
 
 
 def _develop(stack: Stack, prompt: str, output: Path, console: Console) -> dict[str, float]:
-    with Client(stack.url) as client:
+    with Darkroom(stack.url) as client:
         job = client.submit(prompt, priority="interactive")
         with shown(console) as show:
             job = client.wait(job.id, seconds=JOB_SECONDS, on_change=show)
@@ -54,5 +54,5 @@ def _develop(stack: Stack, prompt: str, output: Path, console: Console) -> dict[
                 f"the job has {job.state}: {reason}\nthe end of the worker's log:\n{stack.log_tail('worker')}"
             )
         asked_at = time.monotonic()
-        output.write_bytes(client.download(job.images[0]))
+        client.picture(job.images[0]).save(output)
         return stages(job) | {"download": time.monotonic() - asked_at}

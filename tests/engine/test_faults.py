@@ -104,6 +104,32 @@ def test_a_request_that_does_not_fit_alone_fails_and_the_engine_goes_on(
     assert small.result(0).image.shape == (64, 64, 3)
 
 
+def test_an_exact_request_whose_rows_do_not_fit_fails_alone(
+    make_engine: Callable[..., Engine],
+    faulty: Any,
+    request_for: Callable[..., Request],
+    develop: Callable[..., list[Handle]],
+) -> None:
+    faulty.max_rows = 3  # an exact forward of this size has four
+    exact, normal = develop(make_engine(model=faulty), request_for(is_exact=True), request_for())
+    with pytest.raises(RequestFailed, match="does not fit into the device's memory"):
+        exact.result(0)
+    assert normal.result(0).image.shape == (64, 64, 3)
+
+
+def test_an_exact_neighbor_of_a_failing_request_gets_the_picture_it_gets_alone(
+    make_engine: Callable[..., Engine],
+    faulty: Any,
+    request_for: Callable[..., Request],
+    develop: Callable[..., list[Handle]],
+) -> None:
+    engine = make_engine(model=faulty)
+    [alone] = develop(engine, request_for(is_exact=True))
+    failing, exact = develop(engine, request_for(prompt="fail to denoise", is_exact=True), request_for(is_exact=True))
+    assert np.array_equal(exact.result(0).image, alone.result(0).image)
+    assert isinstance(failing._future.exception(), RequestFailed)
+
+
 def test_the_thread_outlives_failures(
     make_engine: Callable[..., Engine], faulty: Any, request_for: Callable[..., Request]
 ) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from darkroom_engine import Engine, Handle, InvalidRequest, Request, UnknownModel
 from darkroom_engine.memory import CPU_SHARE, MemoryBound, cpu_bound
-from darkroom_engine.stopwatch import HostStopwatch
+from darkroom_engine.stopwatch import HostStopwatch, stopwatch_for
 
 
 def test_a_warm_up_measures_every_row_count_the_engine_may_run(make_engine: Callable[..., Engine], model: Any) -> None:
@@ -121,3 +121,16 @@ def test_what_forwards_cost_is_learned_while_they_run(
     develop(engine, request_for(num_inference_steps=4))
     [curve] = engine._scheduler.costs._curves.values()
     assert [rows for rows, _ in curve.points] == [2]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_device_that_queues_its_work_is_timed_by_its_own_clock() -> None:
+    stopwatch = stopwatch_for(torch.device("cuda"))
+    matrix = torch.randn(8192, 8192, device="cuda")
+    with stopwatch.timing("a", 2):
+        for _ in range(20):
+            matrix @ matrix
+    assert stopwatch.costs() == []  # still running: nobody waited
+    torch.cuda.synchronize()
+    [cost] = stopwatch.costs()
+    assert cost.seconds > 0

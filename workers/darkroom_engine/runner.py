@@ -19,10 +19,12 @@ from darkroom_engine.costs import ForwardCost
 from darkroom_engine.errors import InvalidRequest, InvalidSnapshot, UnknownModel
 from darkroom_engine.exact import exact_rows
 from darkroom_engine.families.base import Conditioning, Family, Start
+from darkroom_engine.families.lora import TakesAdapters
 from darkroom_engine.faults import check_device, is_out_of_memory, reason
 from darkroom_engine.forwards import Forwards
 from darkroom_engine.frames import keep_frame
 from darkroom_engine.memory import MemoryBound
+from darkroom_engine.prompt_cache import PromptCache
 from darkroom_engine.request import Handle, Request
 from darkroom_engine.samplers import make_noise_scheduler, samplers_for, step_arguments
 from darkroom_engine.snapshots import put_back, read_snapshot, take_snapshot
@@ -44,6 +46,7 @@ class ModelRunner:
         self.models: dict[str, Family] = {}
         self.memory: dict[str, MemoryBound] = {}  # of the models whose prices are known
         self._forwards = Forwards(device)
+        self._prompts = PromptCache()
         self._building = threading.Lock()  # of noise_schedulers, and of their step tables
         self._step_tables: dict[Hashable, StepTable | None] = {}
 
@@ -124,6 +127,8 @@ class ModelRunner:
         """
         outcome = StepOutcome()
         model = self.models[batch.developments[0].request.model]
+        if isinstance(model, TakesAdapters):
+            model.adapters.activate(batch.developments[0].request.loras)
         for development in batch.developments:
             if development.conditioning is None:
                 self._encode(model, development, outcome)
@@ -143,11 +148,23 @@ class ModelRunner:
     def _start(self, model: Family, development: Development) -> None:
         start = model.start(development.request, development.noise_scheduler, development.generator)
         development.latents, development.kept = start.latents, start.kept
-        development.conditioning = {**_condition(model, development), **_for_each_row(development, start)}
+        development.conditioning = {**self._condition(model, development), **_for_each_row(development, start)}
         keep_frame(development)
         if development.snapshot is not None:
             put_back(development.snapshot, development)
             development.snapshot = None
+
+    def _condition(self, model: Family, development: Development) -> Conditioning:
+        request = development.request
+
+        def embeddings(prompt: str, *, is_negative: bool) -> Conditioning:
+            key = (request.model, request.loras, prompt, is_negative)
+            return self._prompts.get(key, partial(model.encode, prompt, is_negative=is_negative))
+
+        positive = embeddings(request.prompt, is_negative=False)
+        has_negative = development.num_rows == 2
+        negative = embeddings(request.negative_prompt, is_negative=True) if has_negative else None
+        return model.condition(request, positive, negative)
 
     def snapshot(self, development: Development) -> bytes:
         """Write a development down. Raises InvalidSnapshot when its walk is over, or it has no words for its sampler."""
@@ -238,14 +255,6 @@ def _make_noise_scheduler(model: Family, request: Request) -> Any:
         timing=model.timing(request),
         num_skipped=model.num_skipped(request),
     )
-
-
-def _condition(model: Family, development: Development) -> Conditioning:
-    request = development.request
-    positive = model.encode(request.prompt, is_negative=False)
-    has_negative = development.num_rows == 2
-    negative = model.encode(request.negative_prompt, is_negative=True) if has_negative else None
-    return model.condition(request, positive, negative)
 
 
 def _for_each_row(development: Development, start: Start) -> Conditioning:

@@ -23,6 +23,7 @@ LIMIT = f"1 to {MOST_JOBS} jobs"
 FORMS = f"either jobs, a list of {LIMIT}, or matrix, an object of fields"
 # What may stand as a list of values to try. A list of loras is one value.
 LISTABLE = frozenset(GenerationParams.model_fields) - {"loras"}
+ORDER = {name: n for n, name in enumerate(GenerationParams.model_fields)}
 
 
 def check_batch(body: Mapping[str, Any], rules: Rules, *, job_class: JobClass) -> list[Submission]:
@@ -56,13 +57,15 @@ def _check_list(bodies: Any, rules: Rules, job_class: JobClass) -> list[Submissi
 
 
 def multiply(matrix: Any) -> Iterator[dict[str, Any]]:
-    """Yield a body for every combination, the first field's values slowest. Raises InvalidParameters.
+    """Yield a body for every combination, prompts slowest, the others as params.py has them. Raises InvalidParameters.
 
     Where no seed is named, one is drawn for all of them: the same noise, other words.
     """
     if not isinstance(matrix, dict):
         raise InvalidParameters([FieldError("matrix", "is not an object", FORMS)])
-    axes = {name: list(_values(name, value)) for name, value in matrix.items()}
+    # The fields of a JSON object have no order.
+    fields = sorted(matrix.items(), key=lambda item: ORDER.get(item[0], -1))
+    axes = {name: list(_values(name, value)) for name, value in fields}
     num_jobs = prod(sum(num for num, _ in values) for values in axes.values())
     if not 1 <= num_jobs <= MOST_JOBS:
         raise InvalidParameters([FieldError("matrix", f"stands for {num_jobs} jobs", LIMIT)])

@@ -18,7 +18,7 @@ from darkroom.previews import PreviewBoard
 from darkroom.relay import Relay
 from darkroom.storage import Storage
 from darkroom.sweeper import Sweeper
-from darkroom.web import accounts, api, guards, identity, limits, login, openapi, pages, problems, streams, webhooks
+from darkroom.web import accounts, api, guards, identity, limits, login, openapi, pages, problems, streams
 from darkroom.web.api import document
 from darkroom.web.background import Background
 from darkroom.web.guards import check_bind
@@ -88,16 +88,14 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
     identity.install(app, settings, keys)
     limits.install(app, settings)
     csrf = CSRFProtect(app)
-    for programs in (*api.BLUEPRINTS, accounts.blueprint, webhooks.blueprint):
+    for programs in (*api.BLUEPRINTS, accounts.blueprint):
         csrf.exempt(programs)  # programs hold no cookie; require_json and check_origin stand in for the token
     if with_background:
         background.run_with(app)
-    for described in api.BLUEPRINTS:
+    for described in (*api.BLUEPRINTS, accounts.blueprint):
         app.register_api(described)
     app.register_blueprint(document.blueprint)
-    app.register_blueprint(accounts.blueprint)
     app.register_blueprint(streams.blueprint)
-    app.register_blueprint(webhooks.blueprint)
     app.register_blueprint(pages.blueprint)
     app.register_blueprint(login.blueprint)
     app.add_template_global(_asset_urls(), "asset")

@@ -1,4 +1,7 @@
-"""The loops of a web process: who rings, who sweeps, who tells news, who delivers webhooks. Knows when they run, not what they do."""
+"""The loops of a web process: who rings, who sweeps, who tells news, who delivers webhooks.
+
+Knows when they run, not what they do.
+"""
 
 from typing import Any
 from uuid import UUID

@@ -1,17 +1,20 @@
 """Webhooks over HTTP: the endpoints that an owner has registered, and what became of each delivery."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
-from flask import Blueprint, Response, request
+from flask import Response, request
 
 from darkroom.errors import DarkroomError, DeliveryNotFound, FieldError, InvalidParameters, JobNotFound, WebhookNotFound
 from darkroom.models import DeliveryState
-from darkroom.web.api import DEFAULT_PAGE, LARGEST_PAGE, answer
+from darkroom.web import webhook_schemas as schemas
+from darkroom.web.answers import answer
 from darkroom.web.documents import timestamp
 from darkroom.web.guards import require_json
 from darkroom.web.identity import asks, current
+from darkroom.web.openapi import WITH_A_BODY, ApiBlueprint, problems, takes
+from darkroom.web.queries import Filter, page_size, read_query
 from darkroom.web.services import job_uuid, services
 from darkroom.web.submission import read_body, read_json
 from darkroom.webhooks import deliveries, endpoints
@@ -21,14 +24,13 @@ from darkroom.webhooks.subscriptions import LIMITS, events_problem, read_subscri
 
 CHANGEABLE = ("events", "enabled")
 
-T = TypeVar("T")
-
-blueprint = Blueprint("webhooks", __name__)
+blueprint = ApiBlueprint("webhooks", __name__)
 blueprint.before_request(require_json)
 
 
-@blueprint.post("/api/v1/webhooks")
+@blueprint.post("/api/v1/webhooks", responses={201: schemas.NewWebhook, **problems(409, *WITH_A_BODY)})
 @asks("submit")
+@takes(body=schemas.WebhookRequest)
 def register_webhook() -> Response:
     """Register an address to be told of jobs at: 201, with the secret, which is not shown again."""
     subscription = read_subscription(read_json(read_body(request)), services().destinations)
@@ -37,7 +39,7 @@ def register_webhook() -> Response:
     return answer(document, status=201, headers={"Location": endpoint_path(endpoint.id)})
 
 
-@blueprint.get("/api/v1/webhooks")
+@blueprint.get("/api/v1/webhooks", responses={200: schemas.WebhookList})
 @asks("read")
 def list_webhooks() -> Response:
     """Every registered address, the oldest first."""
@@ -45,7 +47,7 @@ def list_webhooks() -> Response:
     return answer({"webhooks": [endpoint_document(endpoint) for endpoint in found]})
 
 
-@blueprint.get("/api/v1/webhooks/<webhook_id>")
+@blueprint.get("/api/v1/webhooks/<webhook_id>", responses={200: schemas.WebhookDocument, **problems(404)})
 @asks("read")
 def show_webhook(webhook_id: str) -> Response:
     """One registered address."""
@@ -53,8 +55,11 @@ def show_webhook(webhook_id: str) -> Response:
     return answer(endpoint_document(endpoints.get_endpoint(services().database, endpoint_id, owner=current().owner)))
 
 
-@blueprint.patch("/api/v1/webhooks/<webhook_id>")
+@blueprint.patch(
+    "/api/v1/webhooks/<webhook_id>", responses={200: schemas.WebhookDocument, **problems(404, *WITH_A_BODY)}
+)
 @asks("submit")
+@takes(body=schemas.WebhookChanges)
 def change_webhook(webhook_id: str) -> Response:
     """Change what an address is told of, or whether it is told at all."""
     endpoint_id = _id(webhook_id, WebhookNotFound)
@@ -66,7 +71,7 @@ def change_webhook(webhook_id: str) -> Response:
     return answer(endpoint_document(changed))
 
 
-@blueprint.delete("/api/v1/webhooks/<webhook_id>")
+@blueprint.delete("/api/v1/webhooks/<webhook_id>", responses={204: None, **problems(404, *WITH_A_BODY)})
 @asks("submit")
 def remove_webhook(webhook_id: str) -> Response:
     """Forget an address and its deliveries: 204."""
@@ -74,7 +79,7 @@ def remove_webhook(webhook_id: str) -> Response:
     return Response(status=204)
 
 
-@blueprint.post("/api/v1/webhooks/<webhook_id>/rotate")
+@blueprint.post("/api/v1/webhooks/<webhook_id>/rotate", responses={200: schemas.Secret, **problems(404, *WITH_A_BODY)})
 @asks("submit")
 def rotate_webhook(webhook_id: str) -> Response:
     """Draw a new secret, which is not shown again. The earlier one signs beside it for a day."""
@@ -82,32 +87,33 @@ def rotate_webhook(webhook_id: str) -> Response:
     return answer({"secret": endpoints.rotate(services().database, endpoint_id, owner=current().owner)})
 
 
-@blueprint.get("/api/v1/webhooks/secret")
+@blueprint.get("/api/v1/webhooks/secret", responses={200: schemas.Secret})
 @asks("submit")
 def show_secret() -> Response:
     """What signs the webhooks that jobs name themselves."""
     return answer({"secret": endpoints.job_secret(services().database, owner=current().owner)})
 
 
-@blueprint.post("/api/v1/webhooks/secret/rotate")
+@blueprint.post("/api/v1/webhooks/secret/rotate", responses={200: schemas.Secret, **problems(*WITH_A_BODY)})
 @asks("submit")
 def rotate_secret() -> Response:
     """Draw a new secret for the webhooks that jobs name. The earlier one signs beside it for a day."""
     return answer({"secret": endpoints.rotate_job_secret(services().database, owner=current().owner)})
 
 
-@blueprint.get("/api/v1/webhooks/deliveries")
+@blueprint.get("/api/v1/webhooks/deliveries", responses={200: schemas.DeliveryPage})
 @asks("read")
+@takes(query=schemas.DeliveryQuery)
 def list_deliveries() -> Response:
     """The newest deliveries first, a page at a time."""
-    query = read_query(request.args)
+    query = read_query(request.args, FILTERS)
     found = deliveries.list_deliveries(
         services().database,
         owner=current().owner,
-        state=query.get("state"),
-        endpoint_id=query.get("webhook"),
-        job_id=query.get("job"),
-        before=query.get("cursor"),
+        state=query["state"],
+        endpoint_id=query["webhook"],
+        job_id=query["job"],
+        before=query["cursor"],
         limit=query["limit"] + 1,  # one more tells whether there is a next page
     )
     page = found[: query["limit"]]
@@ -115,7 +121,7 @@ def list_deliveries() -> Response:
     return answer({"deliveries": [delivery_document(delivery) for delivery in page], "next_cursor": next_cursor})
 
 
-@blueprint.get("/api/v1/webhooks/deliveries/<delivery_id>")
+@blueprint.get("/api/v1/webhooks/deliveries/<delivery_id>", responses={200: schemas.DeliveryDocument, **problems(404)})
 @asks("read")
 def show_delivery(delivery_id: str) -> Response:
     """One delivery: how often it was tried, and what came of it last."""
@@ -123,7 +129,10 @@ def show_delivery(delivery_id: str) -> Response:
     return answer(delivery_document(found))
 
 
-@blueprint.post("/api/v1/webhooks/deliveries/<delivery_id>/replay")
+@blueprint.post(
+    "/api/v1/webhooks/deliveries/<delivery_id>/replay",
+    responses={202: schemas.DeliveryDocument, **problems(404, *WITH_A_BODY)},
+)
 @asks("submit")
 def replay_delivery(delivery_id: str) -> Response:
     """Deliver once more, now, whether it had arrived, was given up or still waits: 202."""
@@ -183,41 +192,12 @@ def read_changes(body: Mapping[str, Any]) -> dict[str, Any]:
     return dict(body)
 
 
-def read_query(args: Mapping[str, str]) -> dict[str, Any]:
-    """Read the filters of the list. Raises InvalidParameters naming every one that is not understood."""
-    query: dict[str, Any] = {"limit": DEFAULT_PAGE}
-    errors = []
-    for name, text in args.items():
-        try:
-            query[name] = READERS[name](text)
-        except KeyError:
-            errors.append(FieldError(name, "is not a filter", f"one of {', '.join(READERS)}"))
-        except (ValueError, JobNotFound):
-            errors.append(FieldError(name, "is not taken", QUERY_LIMITS[name]))
-    if errors:
-        raise InvalidParameters(errors)
-    return query
-
-
-def _limit(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 1 <= int(text) <= LARGEST_PAGE:
-        raise ValueError(text)
-    return int(text)
-
-
-READERS: Mapping[str, Callable[[str], Any]] = {
-    "state": DeliveryState,
-    "webhook": job_uuid,
-    "job": job_uuid,
-    "cursor": job_uuid,
-    "limit": _limit,
-}
-QUERY_LIMITS = {
-    "state": f"one of {', '.join(DeliveryState)}",
-    "webhook": "the id of a webhook",
-    "job": "the id of a job",
-    "cursor": "the next_cursor of an earlier page",
-    "limit": f"a whole number from 1 to {LARGEST_PAGE}",
+FILTERS = {
+    "state": Filter(DeliveryState, f"one of {', '.join(DeliveryState)}"),
+    "webhook": Filter(job_uuid, "the id of a webhook"),
+    "job": Filter(job_uuid, "the id of a job"),
+    "cursor": Filter(job_uuid, "the next_cursor of an earlier page"),
+    "limit": page_size(),
 }
 
 

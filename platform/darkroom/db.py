@@ -4,8 +4,10 @@ PostgreSQL is the production database, SQLite (WAL) the embedded one. Every diff
 or marked `dialect` where it is used.
 """
 
+import math
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, date, datetime
@@ -20,7 +22,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Date, DateTime, Dialect, MetaData, create_engine, event
 from sqlalchemy.engine import Connection, Engine, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
@@ -42,6 +44,8 @@ NAMING_CONVENTION = {
 SQLITE_BUSY_SECONDS = 30
 POSTGRES_CONNECT_SECONDS = 5
 POSTGRES_VANISHED_MILLISECONDS = 25_000
+# A connection that was used so lately is not asked whether it still lives: that would be a round trip for each use.
+POSTGRES_TRUSTED_SECONDS = 1.0
 POSTGRES_OPTIONS = {
     # No statement of ours is ever this long.
     "statement_timeout": "30000",
@@ -127,6 +131,9 @@ class Database:
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
         self._engine = _sqlite_engine(url) if self.is_sqlite else _postgresql_engine(url, pool_size)
+        # PostgreSQL takes a snapshot for each statement, so BEGIN and COMMIT around reads would be two round trips for
+        # nothing. SQLite takes one for each transaction.
+        self._reading = self._engine if self.is_sqlite else self._engine.execution_options(isolation_level="AUTOCOMMIT")
         # SQLite has one writer: waiting here is fair and cheap, its own busy handler is neither.
         self._writer: AbstractContextManager[Any] = threading.Lock() if self.is_sqlite else nullcontext()
         # Called after every commit with what the transaction has left in its session's `info`.
@@ -135,23 +142,29 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A transaction that commits at the end of the block. Raises DatabaseUnavailable when it cannot be had."""
-        with _faults(), self._writer, self._begin("IMMEDIATE") as session:
+        with _faults(), self._writer, self._begin(self._engine, "IMMEDIATE") as session:
             yield session
         self.on_commit(session.info)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A transaction that only reads."""
-        with _faults(), self._begin("DEFERRED") as session:
+        """A session that only reads. On PostgreSQL each of its statements sees what was committed before it."""
+        with _faults(), self._begin(self._reading, "DEFERRED") as session:
             yield session
 
     @contextmanager
-    def _begin(self, mode: str) -> Iterator[Session]:
-        with self._engine.connect() as connection:
+    def _begin(self, engine: Engine, mode: str) -> Iterator[Session]:
+        with engine.connect() as connection:
             connection.execution_options(sqlite_begin=mode)
             with connection.begin(), Session(bind=connection, expire_on_commit=False) as session:
                 yield session
                 session.flush()
+
+    @contextmanager
+    def look(self) -> Iterator[Connection]:
+        """A bare connection that only reads: for the hottest paths, without a session."""
+        with _faults(), self._reading.connect() as connection:
+            yield connection.execution_options(sqlite_begin="DEFERRED")
 
     def connect(self) -> Connection:
         """A bare connection, for migrations and for checks of the schema."""
@@ -179,13 +192,12 @@ def _faults() -> Iterator[None]:
 def _postgresql_engine(url: str, pool_size: int) -> Engine:
     if not find_spec("psycopg"):
         raise ConfigError("DATABASE_URL: PostgreSQL needs the extra that brings its driver: darkroom[postgres]")
-    return create_engine(
+    engine = create_engine(
         url,
         hide_parameters=True,  # a prompt is among them
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=POSTGRES_CONNECT_SECONDS,
-        pool_pre_ping=True,
         connect_args={
             "connect_timeout": POSTGRES_CONNECT_SECONDS,
             # A host that vanished is noticed by the kernel, idle or in the middle of an answer.
@@ -196,6 +208,25 @@ def _postgresql_engine(url: str, pool_size: int) -> Engine:
             "options": " ".join(f"-c {name}={value}" for name, value in POSTGRES_OPTIONS.items()),
         },
     )
+    event.listen(engine, "checkin", _note_use)
+    event.listen(engine, "checkout", _ping_if_idle)
+    return engine
+
+
+def _note_use(_connection: Any, record: Any) -> None:
+    record.info["used_at"] = time.monotonic()
+
+
+def _ping_if_idle(connection: Any, record: Any, _proxy: Any) -> None:
+    """Ask a connection that has lain idle whether it still lives; the pool then tries another."""
+    if time.monotonic() - record.info.get("used_at", math.inf) < POSTGRES_TRUSTED_SECONDS:
+        return
+    try:
+        connection.autocommit = True
+        connection.execute("SELECT 1")
+        connection.autocommit = False
+    except Exception as error:
+        raise DisconnectionError from error
 
 
 def _sqlite_engine(url: str) -> Engine:

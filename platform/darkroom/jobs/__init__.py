@@ -10,7 +10,7 @@ from darkroom.jobs.inputs import UploadRecord, add_upload, due_uploads, expire_u
 from darkroom.jobs.lease import heartbeat, reserve_solo
 from darkroom.jobs.line import Lines
 from darkroom.jobs.pace import Done, LineRecord, latest_done, lines
-from darkroom.jobs.queue import claim, front_of_queue, position
+from darkroom.jobs.queue import Glimpse, claim, front_of_queue, glimpse, position
 from darkroom.jobs.reading import get, get_image, list_jobs, search
 from darkroom.jobs.records import BatchRecord, Claim, Ended, ImageRecord, JobRecord
 from darkroom.jobs.submitting import (
@@ -40,6 +40,7 @@ __all__ = [
     "Claim",
     "Done",
     "Ended",
+    "Glimpse",
     "ImageRecord",
     "JobClass",
     "JobRecord",
@@ -73,6 +74,7 @@ __all__ = [
     "get_batch",
     "get_image",
     "get_upload",
+    "glimpse",
     "heartbeat",
     "latest_done",
     "lines",

@@ -7,12 +7,14 @@ from uuid import UUID
 
 import structlog
 from pydantic import ValidationError
-from sqlalchemy import Float, and_, cast, func, null, select, tuple_, update
+from sqlalchemy import Float, and_, bindparam, case, cast, func, null, select, tuple_, update
+from sqlalchemy.orm import aliased
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import ScalarSelect
 
 from darkroom import events
 from darkroom.db import Database, now
+from darkroom.errors import JobNotFound
 from darkroom.jobs.ending import fail
 from darkroom.jobs.line import Lines
 from darkroom.jobs.records import Claim
@@ -183,12 +185,43 @@ def front_of_queue(database: Database, *, model: str, limit: int) -> list[UUID]:
         return list(session.scalars(line.order_by(Job.job_class, Job.start_tag, Job.id).limit(limit)))
 
 
+_MINE = aliased(Job)
+_AHEAD = (
+    select(func.count())
+    .select_from(Job)
+    .where(
+        QUEUED,
+        Job.model == _MINE.model,
+        tuple_(Job.job_class, Job.start_tag, Job.id) < tuple_(_MINE.job_class, _MINE.start_tag, _MINE.id),
+    )
+    .correlate(_MINE)
+    .scalar_subquery()
+)
+_POSITION = select(case((_MINE.state == JobState.QUEUED, _AHEAD)).label("position"))
+_GLIMPSE = _POSITION.add_columns(_MINE.event_seq, _MINE.state).where(
+    _MINE.id == bindparam("job_id"), _MINE.owner == bindparam("owner")
+)
+
+
 def position(database: Database, job_id: UUID) -> int | None:
     """How many queued jobs of its model are claimed before this one; None when it does not wait."""
     with database.read() as session:
-        place = select(Job.model, Job.state, Job.job_class, Job.start_tag, Job.id).where(Job.id == job_id)
-        mine = session.execute(place).one_or_none()
-        if mine is None or mine.state != JobState.QUEUED:
-            return None
-        ahead = tuple_(Job.job_class, Job.start_tag, Job.id) < tuple_(*mine[2:])
-        return session.scalar(select(func.count()).select_from(Job).where(QUEUED, Job.model == mine.model, ahead))
+        return session.scalar(_POSITION.where(_MINE.id == job_id))
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """What tells whether a job has changed: the number of its last event, its state, and its place while it waits."""
+
+    event_seq: int
+    state: JobState
+    position: int | None
+
+
+def glimpse(database: Database, job_id: UUID, *, owner: str) -> Glimpse:
+    """Look only whether an owner's job has changed, in one narrow statement. Raises JobNotFound."""
+    with database.look() as connection:
+        found = connection.execute(_GLIMPSE, {"job_id": job_id, "owner": owner}).one_or_none()
+    if found is None:
+        raise JobNotFound(job_id)
+    return Glimpse(found.event_seq, JobState(found.state), found.position)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         EngineError,
         EngineStopped,
         InvalidRequest,
+        LoraLoadError,
         InvalidSnapshot,
         ModelLoadError,
         RequestCanceled,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     )
     from darkroom_engine.models import LoadedModel
     from darkroom_engine.request import Handle, Output, Progress, Request
+    from darkroom_engine.tuning import Tuning
 
 _MODULES = {
     "DeadlineExceeded": "errors",
@@ -36,12 +38,14 @@ _MODULES = {
     "InvalidRequest": "errors",
     "InvalidSnapshot": "errors",
     "LoadedModel": "models",
+    "LoraLoadError": "errors",
     "ModelLoadError": "errors",
     "Output": "request",
     "Progress": "request",
     "Request": "request",
     "RequestCanceled": "errors",
     "RequestFailed": "errors",
+    "Tuning": "tuning",
     "UnknownModel": "errors",
 }
 
@@ -56,12 +60,14 @@ __all__ = [
     "InvalidRequest",
     "InvalidSnapshot",
     "LoadedModel",
+    "LoraLoadError",
     "ModelLoadError",
     "Output",
     "Progress",
     "Request",
     "RequestCanceled",
     "RequestFailed",
+    "Tuning",
     "UnknownModel",
 ]
 

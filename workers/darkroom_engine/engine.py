@@ -22,6 +22,7 @@ from darkroom_engine.errors import (
     DeviceLost,
     EngineError,
     EngineStopped,
+    LoraLoadError,
     InvalidSnapshot,
     ModelLoadError,
     RequestCanceled,
@@ -29,12 +30,15 @@ from darkroom_engine.errors import (
     UnknownModel,
 )
 from darkroom_engine.families.base import Family
+from darkroom_engine.families.lora import TakesAdapters
 from darkroom_engine.memory import cpu_bound
 from darkroom_engine.models import LoadedModel, load_model
 from darkroom_engine.request import Handle, Request
 from darkroom_engine.runner import ModelRunner
 from darkroom_engine.samplers import samplers_for
 from darkroom_engine.scheduler import Scheduler
+from darkroom_engine.tuning import Tuning, apply_tuning, check_tuning
+from darkroom_engine.sources import find_lora
 
 logger = logging.getLogger(__name__)
 
@@ -89,20 +93,38 @@ class Engine:
         source: str,
         revision: str | None = None,
         dtype: str | None = None,
+        tuning: Tuning | None = None,
     ) -> LoadedModel:
         """Load a model onto the device from "seeded:<n>", a folder, or a hub id. Raises ModelLoadError.
 
         `dtype` is float32 unless said. A family that is named must be the source's own. Only a hub id opens a
         connection.
         """
+        tuning = tuning or Tuning()
+        check_tuning(name, tuning, self._runner.device)
         model = load_model(name, family, source=source, revision=revision, dtype=dtype, device=self._runner.device)
-        return self.add(name, model, source=source)
+        apply_tuning(model, tuning)
+        return self.add(name, model, source=source, tuning=tuning)
 
-    def add(self, name: str, model: Family, *, source: str) -> LoadedModel:
+    def load_lora(self, model: str, name: str, *, source: str, revision: str | None = None) -> None:
+        """Load a LoRA that requests for the model may then name, from a .safetensors file, a folder or the hub.
+
+        On the hub it is named "<owner>/<name>", or with its file "<owner>/<name>/<file>.safetensors". Requests in
+        flight go on meanwhile. Raises UnknownModel or LoraLoadError.
+        """
+        if model not in self._models:
+            raise UnknownModel(model, tuple(self._models))
+        family = self._runner.models[model]
+        if not isinstance(family, TakesAdapters):
+            raise LoraLoadError(name, f"model {model!r} is of family {family.family!r}, which takes none")
+        family.adapters.load(name, find_lora(name, source, revision))
+        self._models[model] = replace(self._models[model], num_bytes=family.num_bytes)
+
+    def add(self, name: str, model: Family, *, source: str, tuning: Tuning | None = None) -> LoadedModel:
         """Take in a model that is in memory already. Raises ModelLoadError when the name is taken."""
         if name in self._models:
             raise ModelLoadError(name, f"a model of that name is loaded already, from {self._models[name].source}")
-        self._runner.models[name] = model
+        self._runner.adopt(name, model, tuning or Tuning())
         self._decoder.adopt(name, model)
         if self._runner.device.type == "cpu":
             self._runner.memory[name] = cpu_bound(self.device_info.memory_bytes)

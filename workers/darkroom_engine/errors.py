@@ -31,6 +31,15 @@ class ModelLoadError(EngineError):
         self.reason = reason
 
 
+class LoraLoadError(EngineError):
+    """A LoRA cannot be loaded."""
+
+    def __init__(self, lora: str, reason: str) -> None:
+        super().__init__(f"LoRA {lora!r} cannot be loaded: {reason}")
+        self.lora = lora
+        self.reason = reason
+
+
 class UnfitPipeline(EngineError):
     """A pipeline is of a class that its family knows, and still one that it cannot develop with."""
 
@@ -86,3 +95,9 @@ class InvalidSnapshot(EngineError):
     def __init__(self, reason: str) -> None:
         super().__init__(f"the snapshot cannot be used: {reason}")
         self.reason = reason
+
+
+def first_sentence(error: Exception) -> str:
+    """The part of a library's message that says what is wrong; advice follows it."""
+    lines = str(error).strip().splitlines()
+    return lines[0].partition(". ")[0].strip() if lines else type(error).__name__

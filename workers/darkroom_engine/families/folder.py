@@ -9,17 +9,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import diffusers
 import torch
 from safetensors import SafetensorError, safe_open
 
-from darkroom_engine.errors import ModelLoadError
+from darkroom_engine.errors import ModelLoadError, first_sentence
 from darkroom_engine.families.base import Family
 from darkroom_engine.quiet import quiet
+from darkroom_engine.sources import INDEX
 
-INDEX = "model_index.json"
 WEIGHTED = "config.json"  # a part that is described by this file has weights beside it
 LIBRARIES = ("diffusers", "transformers")
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -45,6 +46,8 @@ class ModelFolder:
 
     def load_pipeline(self, family: type[Family], dtype: torch.dtype) -> Any:
         """Build the pipeline from its parts; those that the family leaves out are not read."""
+        if not family.components:
+            return self._load_any_pipeline(dtype)
         foreign = sorted(self.components - set(family.components) - set(family.left_out))
         if foreign:
             raise ModelLoadError(
@@ -65,6 +68,26 @@ class ModelFolder:
         with quiet():
             return getattr(diffusers, self.pipeline_class)(**(self.settings | parts | without))
 
+    def _load_any_pipeline(self, dtype: torch.dtype) -> Any:
+        """Build a pipeline of whose parts nothing is known but what the folder says."""
+        for component in self.components:
+            self.check(component, ())
+        parts = {
+            component: self.load_weights(component, dtype) if self._has_weights(component) else self.load(component)
+            for component in sorted(self.components)
+        }
+        with self._reading(self.path):
+            return getattr(diffusers, self.pipeline_class)(**(self.settings | dict.fromkeys(self._absent) | parts))
+
+    def _has_weights(self, component: str) -> bool:
+        component_class = self._class_of(component)
+        return isinstance(component_class, type) and issubclass(component_class, torch.nn.Module)
+
+    @property
+    def _absent(self) -> set[str]:
+        """The names of the parts that the folder might hold, and does not."""
+        return {name for name, place in self._index.items() if isinstance(place, list)} - self.components
+
     @property
     def settings(self) -> dict[str, Any]:
         """What the pipeline's constructor is to be given beside its parts."""
@@ -81,11 +104,11 @@ class ModelFolder:
         if component not in self.components:
             raise ModelLoadError(self.name, f"{self.path / INDEX} names no {component}")
         library = self._library_of(component)
-        if library not in LIBRARIES:
+        if library not in LIBRARIES and not _is_part_of_diffusers(library):
             raise ModelLoadError(
                 self.name, f"{self.path / INDEX} takes {component} from {library!r}, and only {LIBRARIES} are allowed"
             )
-        if not any((self.path / component / file).is_file() for file in files):
+        if files and not any((self.path / component / file).is_file() for file in files):
             raise ModelLoadError(self.name, f"{self.path / component} has no {' or '.join(files)}")
 
     def load(self, component: str) -> Any:
@@ -117,7 +140,8 @@ class ModelFolder:
 
     def _class_of(self, component: str) -> Any:
         library, class_name = self._index[component]
-        component_class = getattr(import_module(library), class_name, None)
+        module = getattr(diffusers.pipelines, library) if _is_part_of_diffusers(library) else import_module(library)
+        component_class = getattr(module, class_name, None)
         if component_class is None:
             raise ModelLoadError(self.name, f"{self.path / INDEX} names {class_name}, which {library} does not have")
         return component_class
@@ -162,7 +186,7 @@ class ModelFolder:
         raise ModelLoadError(self.name, f"{path} has no .safetensors file")
 
 
-def first_sentence(error: Exception) -> str:
-    """The part of a library's message that says what is wrong; advice follows it."""
-    lines = str(error).strip().splitlines()
-    return lines[0].partition(". ")[0].strip() if lines else type(error).__name__
+def _is_part_of_diffusers(library: str) -> bool:
+    """Whether this names one of diffusers' own folders of pipelines, some of which have parts of their own."""
+    module = getattr(diffusers.pipelines, library, None)
+    return isinstance(module, ModuleType) and module.__name__ == f"diffusers.pipelines.{library}"

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from darkroom_engine.families import base
 from darkroom_engine.families.autoencoder import Autoencoder
 from darkroom_engine.families.base import Conditioning, Start
+from darkroom_engine.families.lora import Adapters
 from darkroom_engine.families.start import num_skipped, start
 from darkroom_engine.request import Request
 
@@ -52,17 +53,19 @@ class StableDiffusion:
         self.tokenizer = pipeline.tokenizer
         self.scheduler_config: Mapping[str, Any] = pipeline.scheduler.config
         self.latent_multiple: int = pipeline.vae_scale_factor
-        self.features = frozenset({base.IMAGE_TO_IMAGE, base.INPAINTING})
+        self.features = frozenset({base.IMAGE_TO_IMAGE, base.INPAINTING, base.LORAS})
+        self.adapters = Adapters({"unet": self.unet, "text_encoder": self.text_encoder}, StableDiffusionPipeline)
         self._autoencoder = Autoencoder(self.vae)
         self._takes_mask = base.takes_mask(self.unet, self.vae)
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the weights."""
-        return base.num_bytes(self.vae, self.text_encoder, self.unet)
+        """Memory of the weights, and of what LoRAs add to them."""
+        return base.num_bytes(self.vae, self.text_encoder, self.unet) + self.adapters.num_bytes
 
     def check(self, request: Request) -> None:
-        """Nothing beyond the common checks."""
+        """Raise InvalidRequest for a LoRA that is not loaded."""
+        self.adapters.check(request.loras)
 
     def batch_key(self, request: Request) -> Hashable:
         """Say what requests must have in common to share a forward: the shape of their latents."""

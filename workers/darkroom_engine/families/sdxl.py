@@ -14,6 +14,7 @@ from darkroom_engine.errors import UnfitPipeline
 from darkroom_engine.families import base
 from darkroom_engine.families.autoencoder import Autoencoder
 from darkroom_engine.families.base import Conditioning, Start
+from darkroom_engine.families.lora import Adapters
 from darkroom_engine.families.start import num_skipped, start
 from darkroom_engine.request import Request
 
@@ -57,18 +58,24 @@ class StableDiffusionXL:
             self.vae.to(torch.float32)  # its activations overflow in float16
         self.scheduler_config: Mapping[str, Any] = pipeline.scheduler.config
         self.latent_multiple: int = pipeline.vae_scale_factor
-        self.features = frozenset({base.IMAGE_TO_IMAGE, base.INPAINTING})
+        self.features = frozenset({base.IMAGE_TO_IMAGE, base.INPAINTING, base.LORAS})
+        self.adapters = Adapters(
+            {"unet": self.unet, "text_encoder": self.text_encoder, "text_encoder_2": self.text_encoder_2},
+            StableDiffusionXLPipeline,
+        )
         self._autoencoder = Autoencoder(self.vae)
         self._takes_mask = base.takes_mask(self.unet, self.vae)
         self._check_time_ids()
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the weights."""
-        return base.num_bytes(self.vae, self.text_encoder, self.text_encoder_2, self.unet)
+        """Memory of the weights, and of what LoRAs add to them."""
+        weights = base.num_bytes(self.vae, self.text_encoder, self.text_encoder_2, self.unet)
+        return weights + self.adapters.num_bytes
 
     def check(self, request: Request) -> None:
-        """Nothing beyond the common checks."""
+        """Raise InvalidRequest for a LoRA that is not loaded."""
+        self.adapters.check(request.loras)
 
     def batch_key(self, request: Request) -> Hashable:
         """Say what requests must have in common to share a forward: the shape of their latents."""

@@ -11,8 +11,10 @@ from torch import Tensor
 from darkroom_engine.batch import Development
 from darkroom_engine.costs import ForwardCost
 from darkroom_engine.families.base import Conditioning, Family
+from darkroom_engine.graphs import CudaRecorder, Denoise, GraphedDenoise
 from darkroom_engine.stepping import model_input
 from darkroom_engine.stopwatch import stopwatch_for
+from darkroom_engine.tuning import Tuning, attention_of
 
 
 class Forwards:
@@ -24,6 +26,14 @@ class Forwards:
         # The conditioning of the latest batch: mostly the next one is of the same requests.
         self._stacked_for: tuple[tuple[Development, ...], int] = ((), 0)
         self._stacked: Conditioning = {}
+        self._tunings: dict[Family, Tuning] = {}
+        self._graphed: dict[Family, Denoise] = {}
+
+    def adopt(self, model: Family, tuning: Tuning) -> None:
+        """Take in a model, and how its forwards are to use the device."""
+        self._tunings[model] = tuning
+        if tuning.cuda_graphs:
+            self._graphed[model] = GraphedDenoise(model.denoise, CudaRecorder(self.device))
 
     def run(self, model: Family, developments: Sequence[Development], exact_rows: int | None) -> Tensor:
         """Run one forward of all requests' rows, and give their prediction (rows, ...).
@@ -39,8 +49,9 @@ class Forwards:
             timesteps += [float(development.timesteps[development.step])] * development.num_rows
         latents += latents[:1] * num_padding
         timesteps += timesteps[:1] * num_padding
-        with self._stopwatch.timing(developments[0].batch_key, len(latents)):
-            prediction = model.denoise(
+        denoise = self._graphed.get(model, model.denoise)
+        with self._stopwatch.timing(developments[0].batch_key, len(latents)), attention_of(self._tunings[model]):
+            prediction = denoise(
                 torch.cat(latents),  # (B, ...)
                 # float32: some samplers stand between the integer timesteps, and it holds the integers exactly.
                 torch.tensor(timesteps, dtype=torch.float32).to(self.device, non_blocking=True),

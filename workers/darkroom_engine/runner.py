@@ -20,6 +20,7 @@ from darkroom_engine.errors import InvalidRequest, InvalidSnapshot, UnknownModel
 from darkroom_engine.exact import exact_rows
 from darkroom_engine.families.base import Conditioning, Family, Start
 from darkroom_engine.families.lora import TakesAdapters
+from darkroom_engine.families.whole import WholePipeline
 from darkroom_engine.faults import check_device, is_out_of_memory, reason
 from darkroom_engine.forwards import Forwards
 from darkroom_engine.frames import keep_frame
@@ -30,6 +31,7 @@ from darkroom_engine.samplers import make_noise_scheduler, samplers_for, step_ar
 from darkroom_engine.snapshots import put_back, read_snapshot, take_snapshot
 from darkroom_engine.step_table import StepTable, read_step_table
 from darkroom_engine.stepping import advance
+from darkroom_engine.tuning import Tuning
 from darkroom_engine.validation import check_extras, check_pixels, check_request
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,11 @@ class ModelRunner:
         self._prompts = PromptCache()
         self._building = threading.Lock()  # of noise_schedulers, and of their step tables
         self._step_tables: dict[Hashable, StepTable | None] = {}
+
+    def adopt(self, name: str, model: Family, tuning: Tuning) -> None:
+        """Take in a loaded model, and how it is to use the device."""
+        self.models[name] = model
+        self._forwards.adopt(model, tuning)
 
     def prepare(self, request: Request) -> Development:
         """Check a request and give it its own sampler and generator. Safe on any thread; touches no device.
@@ -99,6 +106,8 @@ class ModelRunner:
         """
         development = self.prepare(request)
         model = self.models[request.model]
+        if isinstance(model, WholePipeline):
+            return []  # it has no forwards that could be run by themselves
         self._start(model, development)
         costs = measure_costs(model, development, self._forwards, max_rows=max_rows, seconds=seconds)
         if self.device.type == "cuda":
@@ -148,6 +157,8 @@ class ModelRunner:
     def _start(self, model: Family, development: Development) -> None:
         start = model.start(development.request, development.noise_scheduler, development.generator)
         development.latents, development.kept = start.latents, start.kept
+        if end := start.end:
+            development.handle.add_done_callback(lambda _: end())
         development.conditioning = {**self._condition(model, development), **_for_each_row(development, start)}
         keep_frame(development)
         if development.snapshot is not None:

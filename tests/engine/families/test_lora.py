@@ -19,8 +19,8 @@ from darkroom_engine.quiet import quiet
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 RANK = 4
-# Adding the product to the weights, or its result to theirs, are two orders of float32 sums; 4e-4 was measured where two
-# adapters outweigh the weights.
+# Adding the product to the weights, or its result to theirs, are two orders of float32 sums: 4e-4 was measured where
+# two adapters outweigh the weights.
 TOLERANCE = 1e-3
 
 Weights = dict[str, Tensor]
@@ -270,7 +270,7 @@ def test_a_pickle_is_refused(engine: Engine, name: str, tmp_path: Path) -> None:
 def test_a_lora_is_found_in_its_folder_and_refused_where_it_is_not(
     engine: Engine, name: str, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(LoraLoadError, match="has 0 .safetensors files, and must be or have one"):
+    with pytest.raises(LoraLoadError, match=r"has 0 \.safetensors files, and must be or have one"):
         engine.load_lora(name, "found", source=str(tmp_path))
     (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(files["ink"].read_bytes())
     engine.load_lora(name, "found", source=str(tmp_path))

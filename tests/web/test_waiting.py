@@ -8,9 +8,11 @@ from uuid import UUID
 
 import pytest
 from flask import Flask
+from flask.testing import FlaskClient
 
 from darkroom.config import Settings
 from darkroom.errors import InvalidParameters, JobNotFound, NoPlaceToWait
+from darkroom.events import ProgressBoard
 from darkroom.web import create_app
 from darkroom.web.waiting import Waiting, preferred_wait
 
@@ -157,3 +159,71 @@ def test_wait_that_is_no_number_of_seconds_up_to_the_limit_is_refused(header: st
     with pytest.raises(InvalidParameters) as caught:
         preferred_wait([header])
     assert caught.value.errors[0].field == "Prefer"
+
+
+def test_submit_that_prefers_to_wait_is_answered_with_the_ended_job(
+    client: FlaskClient, wait_beside: Any, waiting: Waiting, worker: Any
+) -> None:
+    body = {"prompt": "a red house"}
+    answers = wait_beside(lambda: client.post("/api/v1/jobs", json=body, headers={"Prefer": "wait=30"}))
+    until(lambda: waiting.num_taken == 1 and not jobs_are_none(client))
+    worker.develop()
+    until(lambda: answers)
+    assert (answers[0].status_code, answers[0].json["state"]) == (200, "succeeded")
+    assert answers[0].headers["Preference-Applied"] == "wait=30"
+    assert answers[0].json["images"]
+
+
+def jobs_are_none(client: FlaskClient) -> bool:
+    return client.get("/api/v1/jobs").json["jobs"] == []
+
+
+def test_submit_that_waited_in_vain_is_accepted(client: FlaskClient) -> None:
+    response = client.post("/api/v1/jobs", json={"prompt": "a red house"}, headers={"Prefer": "wait=0"})
+    assert (response.status_code, response.json["state"]) == (202, "queued")
+    assert response.headers["Preference-Applied"] == "wait=0"
+
+
+def test_submit_beyond_the_budget_stores_nothing(client: FlaskClient, waiting: Waiting) -> None:
+    with waiting.place(), waiting.place():
+        response = client.post("/api/v1/jobs", json={"prompt": "a red house"}, headers={"Prefer": "wait=1"})
+        assert response.status_code == 503
+        assert response.headers["Retry-After"]
+        assert client.post("/api/v1/jobs", json={"prompt": "a red house"}).status_code == 202
+    assert len(client.get("/api/v1/jobs").json["jobs"]) == 1
+
+
+def test_poll_with_the_version_it_has_is_told_only_changes(client: FlaskClient, worker: Any, submit: Any) -> None:
+    path = submit()["urls"]["self"]
+    tags = []
+    for change in (lambda: None, worker.claim, lambda: client.post(f"{path}/cancel")):
+        change()
+        response = client.get(path)
+        assert response.status_code == 200
+        same = client.get(path, headers={"If-None-Match": response.headers["ETag"]})
+        assert (same.status_code, same.data, same.headers["ETag"]) == (304, b"", response.headers["ETag"])
+        tags.append(response.headers["ETag"])
+    assert len(set(tags)) == 3
+    assert client.get(path, headers={"If-None-Match": tags[0]}).status_code == 200
+
+
+def test_version_of_a_waiting_job_changes_with_its_place(client: FlaskClient, worker: Any, submit: Any) -> None:
+    submit()
+    path = submit()["urls"]["self"]
+    tag = client.get(path).headers["ETag"]
+    worker.claim()
+    assert client.get(path, headers={"If-None-Match": tag}).status_code == 200
+
+
+def test_version_of_a_running_job_changes_with_its_steps(
+    client: FlaskClient, worker: Any, submit: Any, settings: Settings
+) -> None:
+    path = submit()["urls"]["self"]
+    job_id = worker.claim().job_id
+    tag = client.get(path).headers["ETag"]
+    ProgressBoard(settings.redis_url).publish({job_id: {"stage": "denoise", "step": 4, "num_steps": 9}})
+    assert client.get(path, headers={"If-None-Match": tag}).status_code == 200
+
+
+def test_version_of_somebody_else_s_job_is_not_told(client: FlaskClient) -> None:
+    assert client.get(f"/api/v1/jobs/{NOWHERE}", headers={"If-None-Match": '"x"'}).status_code == 404

@@ -119,6 +119,12 @@ class SubmitHeaders(BaseModel):
         "the same request under the same key is the same job.",
         json_schema_extra=_optional,
     )
+    prefer: str = Field(
+        "",
+        alias="Prefer",
+        description="`wait=30`: answer when the job has ended, or after so many seconds, at most 60 (RFC 7240).",
+        json_schema_extra=_optional,
+    )
 
 
 class ListQuery(BaseModel):

@@ -57,15 +57,14 @@ class Sight:
 
     @property
     def version(self) -> str:
-        """Another one whenever anything about the job that is told has changed; cheaper than telling it."""
-        parts = [self.job.id.hex, self.job.event_seq]
-        if self.position is not None:
-            parts.append(f"p{self.position}")
-        if self.progress:
-            parts += [self.progress["stage"], self.progress["step"]]
-        if self.eta:
-            parts += [self.eta.min_seconds, self.eta.max_seconds]
-        return "-".join(str(part) for part in parts)
+        """Another one whenever the job has changed. The ETA follows from the rest, give or take what others take."""
+        return _version(self.job.id, self.job.event_seq, position=self.position, progress=self.progress)
+
+
+def _version(job_id: UUID, seq: int, *, position: int | None, progress: Mapping[str, Any] | None) -> str:
+    place = [] if position is None else [f"p{position}"]
+    steps = [progress["stage"], progress["step"]] if progress else []
+    return "-".join(str(part) for part in (job_id.hex, seq, *place, *steps))
 
 
 @dataclass(frozen=True)
@@ -181,6 +180,13 @@ class Services:
     def follow(self, job_id: str) -> Sight:
         """Look at a job as it is now. Raises JobNotFound."""
         return self.sight_of(jobs.get(self.database, job_uuid(job_id), owner=current().owner))
+
+    def version_of(self, job_id: str) -> str:
+        """The version of what `follow` would see, for one narrow look. Raises JobNotFound."""
+        found = job_uuid(job_id)
+        seen = jobs.glimpse(self.database, found, owner=current().owner)
+        progress = self.progress.read(found) if seen.state is JobState.RUNNING else None
+        return _version(found, seen.event_seq, position=seen.position, progress=progress)
 
     def sight_of(self, job: JobRecord) -> Sight:
         """Look around a job: who is ahead of it, how far it is, and when it may be done."""

@@ -1,10 +1,12 @@
 """Jobs over HTTP: submit, look, list, cancel, retry, erase. A view reads HTTP, makes one call, writes HTTP."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from flask import Response, request
 
 from darkroom.jobs import JobClass, JobRecord, JobState
+from darkroom.models import FINAL_STATES
 from darkroom.web import schemas
 from darkroom.web.answers import answer, unchanged
 from darkroom.web.documents import job_document, job_path
@@ -22,15 +24,16 @@ blueprint = ApiBlueprint("api_jobs", __name__)
 blueprint.before_request(require_json)
 
 
-@blueprint.post("/api/v1/jobs", responses=MADE)
+@blueprint.post("/api/v1/jobs", responses={**MADE, 200: schemas.JobDocument})
 @asks("submit")
 @takes(header=schemas.SubmitHeaders, body=schemas.JobRequest)
 def submit_job() -> Response:
-    """Queue a job: 202, and where to find it."""
+    """Queue a job: 202, and where to find it. With `Prefer: wait` 200 if it ends in that time."""
     body = read_json(read_body(request))
     again = read_idempotency(request.headers.get(IDEMPOTENCY_KEY), body)
     submission = check(body, services().rules(), job_class=JobClass.BULK)
-    return accepted(services().submit(submission, request=again))
+    job, headers = services().waiting.submit_and_wait(lambda: services().submit(submission, request=again))
+    return accepted(job, headers)
 
 
 @blueprint.get("/api/v1/jobs", responses={200: schemas.JobPage})
@@ -47,8 +50,10 @@ def list_jobs() -> Response:
 @asks("read")
 def show_job(job_id: str) -> Response:
     """A job as it is now. Who sends the ETag back as If-None-Match is told only what has changed."""
+    if request.if_none_match and (nothing_new := unchanged(services().version_of(job_id))):
+        return nothing_new
     sight = services().follow(job_id)
-    return unchanged(sight.version) or answer(document_of(sight), headers={"ETag": f'"{sight.version}"'})
+    return answer(document_of(sight), headers={"ETag": f'"{sight.version}"'})
 
 
 @blueprint.post(
@@ -75,9 +80,11 @@ def erase_job(job_id: str) -> Response:
     return Response(status=204)
 
 
-def accepted(job: JobRecord) -> Response:
-    """The answer to a job that was just taken."""
-    return answer(document_of(services().look_at(job)), status=202, headers={"Location": job_path(job.id)})
+def accepted(job: JobRecord, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer to a job that was just taken, or has ended already while its sender waited."""
+    status = 200 if headers and job.state in FINAL_STATES else 202
+    sight = services().look_at(job)
+    return answer(document_of(sight), status=status, headers={"Location": job_path(job.id), **(headers or {})})
 
 
 def document_of(sight: Sight) -> dict[str, Any]:

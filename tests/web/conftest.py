@@ -16,7 +16,7 @@ from darkroom import jobs
 from darkroom.config import Settings, load_settings
 from darkroom.db import Database
 from darkroom.jobs import Claim, ImageRecord, Lines
-from darkroom.storage import Storage, image_key, thumb_key
+from darkroom.storage import Storage, image_key, thumb_key, walk_key
 from darkroom.web import create_app
 from darkroom.web.services import Services
 
@@ -38,7 +38,7 @@ class HandWorker:
         assert claim
         return claim
 
-    def develop(self, *, is_stored: bool = True) -> Claim:
+    def develop(self, *, is_stored: bool = True, has_walk: bool = False) -> Claim:
         """Finish the front job with as many pictures as it wants."""
         claim = self.claim()
         images = [self._record(claim, n) for n in range(claim.params.num_images)]
@@ -46,7 +46,11 @@ class HandWorker:
             self.storage.put(image.key, PICTURE + bytes([image.n]), content_type="image/png")
             self.storage.put(image.thumb_key, THUMB, content_type="image/webp")
         timings = {"encode": 0.1, "denoise": 2.5}
-        jobs.succeed(self.database, claim.job_id, attempt=claim.attempt, images=images, timings=timings)
+        key = walk_key(claim.job_id, claim.attempt) if has_walk else None
+        if key:
+            self.storage.put(key, b"RIFFwalk", content_type="image/webp")
+        ending = {"images": images, "timings": timings, "walk_key": key}
+        jobs.succeed(self.database, claim.job_id, attempt=claim.attempt, **ending)
         return claim
 
     def fail(self, message: str) -> Claim:

@@ -43,6 +43,7 @@ HEADERS = {
 def install(app: Flask, settings: Settings) -> None:
     """Put the guards before every request and the headers on every answer."""
     allowed = frozenset(_hostname(name) for name in settings.allowed_hosts)
+    headers = {**HEADERS, "Content-Security-Policy": _policy(settings)}
 
     @app.before_request
     def guard() -> None:
@@ -51,10 +52,19 @@ def install(app: Flask, settings: Settings) -> None:
 
     @app.after_request
     def protect(response: Response) -> Response:
-        for name, value in HEADERS.items():
+        for name, value in headers.items():
             response.headers.setdefault(name, value)
         response.headers.setdefault("Cache-Control", "no-store")
         return response
+
+
+def _policy(settings: Settings) -> str:
+    """What a page may load: our own things, and pictures from where the storage gives them out itself."""
+    policy = HEADERS["Content-Security-Policy"]
+    if settings.s3_public_endpoint_url is None:
+        return policy
+    parts = urlsplit(settings.s3_public_endpoint_url)
+    return policy.replace("img-src 'self'", f"img-src 'self' {parts.scheme}://{parts.netloc}")
 
 
 def check_bind(settings: Settings) -> None:

@@ -9,7 +9,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from darkroom.errors import ImageNotFound
 from darkroom.jobs import ImageRecord, JobRecord
-from darkroom.storage import CONTENT_TYPES, ByteRange, content_type
+from darkroom.storage import CONTENT_TYPES, SIGNED_SECONDS, ByteRange, content_type
 from darkroom.web import schemas
 from darkroom.web.answers import unchanged
 from darkroom.web.identity import asks
@@ -56,7 +56,9 @@ def show_image(job_id: str, n: str) -> AnyResponse:
         return not_modified
     if services().storage.is_public:
         link = services().storage.signed_url(stored.key, disposition=headers["Content-Disposition"])
-        return redirect(link, 302)
+        response = redirect(link, 302)
+        response.headers["Cache-Control"] = f"private, max-age={SIGNED_SECONDS // 2}"
+        return response
     return stream(stored, headers)
 
 

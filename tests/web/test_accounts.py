@@ -371,7 +371,7 @@ def test_key_that_cannot_be_made_is_refused_by_field(
     assert refused.json["errors"][0]["limit"]
 
 
-@pytest.mark.parametrize("key_id", [str(uuid4()), "x", "nul%00"])
+@pytest.mark.parametrize("key_id", ["01a20405-fb01-7070-bc9a-0d618ca8ebd9", "x", "nul%00"])
 def test_unknown_key_is_404(client: FlaskClient, root: dict[str, str], key_id: str) -> None:
     path = f"/api/v1/admin/keys/{key_id}"
     answers = [

@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from schemathesis import checks
 
+from darkroom import fleet, intake, keys
+from darkroom.fleet import WorkerFacts
 from darkroom.params import GenerationParams
 from darkroom.web.openapi import operations
+from darkroom.webhooks import deliveries
 
 EXAMPLES = 25
 # No operation names a 500: one is caught as a status that is not documented.
@@ -32,7 +35,7 @@ def png() -> bytes:
     return made.getvalue()
 
 
-def hold_to_the_document(operation: Any, known: dict[str, str]) -> None:
+def hold_to_the_document(operation: Any, known: dict[str, str], headers: dict[str, str]) -> None:
     """Send what the document allows and what it does not, to things that are there and to others; always the same."""
     negative = operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE)
 
@@ -48,22 +51,32 @@ def hold_to_the_document(operation: Any, known: dict[str, str]) -> None:
     def every_answer_is_documented(case: Any, is_there: bool) -> None:
         if is_there:
             case.path_parameters.update({name: known[name] for name in case.path_parameters})
-        case.call_and_validate(checks=CHECKS)
+        case.call_and_validate(headers=headers, checks=CHECKS)
 
     every_answer_is_documented()
 
 
 @pytest.mark.timeout(180)
-def test_every_answer_is_one_that_the_document_names(
-    app: Flask, client: FlaskClient, submit: Any, worker: Any
-) -> None:
+def test_every_answer_is_one_that_the_document_names(app: Flask, client: FlaskClient, submit: Any, worker: Any) -> None:
     known = {"n": "0", "job_id": submit(metadata={"from": "a test"})["id"]}
     worker.develop()
     known["batch_id"] = client.post("/api/v1/jobs/batch", json={"matrix": {"prompt": "a {red|blue} house"}}).json["id"]
     known["upload_id"] = client.post("/api/v1/uploads", data=png(), content_type="image/png").json["id"]
+    database = app.extensions["darkroom"].database
+    fleet.register(database, WorkerFacts("a-worker", "host", 1, "cpu", 0, "cpu", ["none"], 1, "0"))
+    hook = {"url": "https://example.org", "events": ["job.queued"]}
+    known["webhook_id"] = client.post("/api/v1/webhooks", json=hook).json["id"]
+    submit()
+    assert deliveries.plan(database) is False, "all is planned"
+    known["delivery_id"] = client.get("/api/v1/webhooks/deliveries").json["deliveries"][0]["id"]
+    # The document also makes keys: from then on a key is asked for.
+    _, key = keys.create(database, name="root", owner="local", scopes=keys.SCOPES, quotas=keys.Quotas())
+    other, _ = keys.create(database, name="other", owner="other", scopes=keys.SCOPES, quotas=keys.Quotas())
+    known |= {"worker_id": "a-worker", "key_id": str(other.id)}
     described = schemathesis.openapi.from_wsgi("/openapi.json", app)
     for found in described.get_all_operations():
-        hold_to_the_document(found.ok(), known)
+        intake.resume(database, resumed_by="the test")
+        hold_to_the_document(found.ok(), known, {"Authorization": f"Bearer {key}"})
 
 
 def test_no_operation_expects_to_break(bare_client: FlaskClient) -> None:

@@ -1,70 +1,38 @@
-"""Who am I, and what operators do: keys, intake, workers, putting a job back. A view reads HTTP, makes one call, answers.
+"""Who am I, and what operators do: keys, intake, workers, putting a job back. A view makes one call and answers.
 
 Only here does an operator meet the jobs of others: on every other route an admin's key sees its own owner's, like any.
 """
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
-from flask import Blueprint, Response, request
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr, ValidationError
+from flask import Response, request
+from pydantic import BaseModel, ValidationError
 
 from darkroom import fleet, intake, jobs, keys
 from darkroom.errors import FieldError, InvalidParameters, JobNotFound, KeyNotFound, WorkerNotFound
 from darkroom.fleet import WorkerRecord
 from darkroom.intake import Pause
 from darkroom.keys import KeyRecord, Quotas
-from darkroom.web.api import answer
-from darkroom.web.documents import job_path, timestamp
+from darkroom.web import account_schemas as schemas
+from darkroom.web.account_schemas import LIMITS, NewKey, NewPause, QuotaChanges
+from darkroom.web.answers import answer
+from darkroom.web.documents import timestamp
 from darkroom.web.guards import require_json
 from darkroom.web.identity import asks, current
+from darkroom.web.openapi import WITH_A_BODY, ApiBlueprint, problems, takes
 from darkroom.web.services import job_uuid, services
 from darkroom.web.submission import read_body, read_json
 
-MAX_REASON_CHARACTERS = 500
+MISSING = problems(404, *WITH_A_BODY)
 
-Whole = Annotated[int, Field(strict=True)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Body = TypeVar("Body", bound=BaseModel)
 
-blueprint = Blueprint("accounts", __name__)
+blueprint = ApiBlueprint("accounts", __name__)
 blueprint.before_request(require_json)
 
 
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("has characters that cannot be shown")
-    return text
-
-
-class QuotaChanges(BaseModel):
-    """What of a key's quotas to change. An empty limit is none."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    weight: Number = 1.0
-    max_queued: Whole | None = None
-    megapixel_steps_per_day: Number | None = None
-    requests_per_minute: Whole | None = None
-
-
-class NewKey(QuotaChanges):
-    """A key to make. Without an owner its jobs belong to its name."""
-
-    name: StrictStr
-    owner: StrictStr | None = None
-    scopes: list[Literal["submit", "read", "interactive", "admin"]] = list(keys.ORDINARY_SCOPES)
-
-
-class NewPause(BaseModel):
-    """Why no jobs are to be taken: it is told to everybody who submits."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    reason: Annotated[StrictStr, Field(min_length=1, max_length=MAX_REASON_CHARACTERS), AfterValidator(_printable)]
-
-
-@blueprint.get("/api/v1/me")
+@blueprint.get("/api/v1/me", responses={200: schemas.MeDocument})
 @asks("read")
 def show_me() -> Response:
     """Who asks, what they may do, and how much of that is left."""
@@ -75,15 +43,16 @@ def show_me() -> Response:
     return answer(document | {"quota": quota_document(key)})
 
 
-@blueprint.get("/api/v1/admin/keys")
+@blueprint.get("/api/v1/admin/keys", responses={200: schemas.KeyList})
 @asks("admin")
 def list_keys() -> Response:
     """Every key that ever was, oldest first."""
     return answer({"keys": [key_document(key) for key in keys.list_keys(services().database)]})
 
 
-@blueprint.post("/api/v1/admin/keys")
+@blueprint.post("/api/v1/admin/keys", responses={201: schemas.MadeKey, **problems(*WITH_A_BODY)})
 @asks("admin")
+@takes(body=NewKey)
 def create_key() -> Response:
     """Make a key: 201, with the key itself, which is not shown again."""
     body = read_as(NewKey)
@@ -98,15 +67,16 @@ def create_key() -> Response:
     return answer(key_document(record) | {"key": key}, status=201, headers={"Location": key_path(record.id)})
 
 
-@blueprint.get("/api/v1/admin/keys/<key_id>")
+@blueprint.get("/api/v1/admin/keys/<key_id>", responses={200: schemas.KeyDocument, **problems(404)})
 @asks("admin")
 def show_key(key_id: str) -> Response:
     """One key."""
     return answer(key_document(keys.get(services().database, key_uuid(key_id))))
 
 
-@blueprint.patch("/api/v1/admin/keys/<key_id>")
+@blueprint.patch("/api/v1/admin/keys/<key_id>", responses={200: schemas.KeyDocument, **MISSING})
 @asks("admin")
+@takes(body=QuotaChanges)
 def change_key(key_id: str) -> Response:
     """Give a key other quotas; what is not named stays. In force with its next submit."""
     changes = read_as(QuotaChanges).model_dump(exclude_unset=True)
@@ -115,7 +85,7 @@ def change_key(key_id: str) -> Response:
     return answer(key_document(record))
 
 
-@blueprint.post("/api/v1/admin/keys/<key_id>/revoke")
+@blueprint.post("/api/v1/admin/keys/<key_id>/revoke", responses={200: schemas.KeyDocument, **MISSING})
 @asks("admin")
 def revoke_key(key_id: str) -> Response:
     """Let nobody in with this key any more. Its jobs go on, and stay its owner's."""
@@ -124,22 +94,23 @@ def revoke_key(key_id: str) -> Response:
     return answer(key_document(record))
 
 
-@blueprint.get("/api/v1/admin/intake")
+@blueprint.get("/api/v1/admin/intake", responses={200: schemas.IntakeDocument})
 @asks("admin")
 def show_intake() -> Response:
     """Whether jobs are taken."""
     return answer(intake_document(intake.read(services().database)))
 
 
-@blueprint.post("/api/v1/admin/intake/pause")
+@blueprint.post("/api/v1/admin/intake/pause", responses={200: schemas.IntakeDocument, **problems(*WITH_A_BODY)})
 @asks("admin")
+@takes(body=NewPause)
 def pause_intake() -> Response:
     """Take no more jobs: every submit is 503 with this reason. What was taken goes on."""
     reason = read_as(NewPause).reason
     return answer(intake_document(intake.pause(services().database, reason=reason, paused_by=current().owner)))
 
 
-@blueprint.post("/api/v1/admin/intake/resume")
+@blueprint.post("/api/v1/admin/intake/resume", responses={200: schemas.IntakeDocument, **problems(*WITH_A_BODY)})
 @asks("admin")
 def resume_intake() -> Response:
     """Take jobs again."""
@@ -147,14 +118,14 @@ def resume_intake() -> Response:
     return answer(intake_document(None))
 
 
-@blueprint.get("/api/v1/admin/workers")
+@blueprint.get("/api/v1/admin/workers", responses={200: schemas.WorkerList})
 @asks("admin")
 def list_workers() -> Response:
     """Every worker that was heard of lately, by host."""
     return answer({"workers": [worker_document(worker) for worker in fleet.list_workers(services().database)]})
 
 
-@blueprint.post("/api/v1/admin/workers/<worker_id>/drain")
+@blueprint.post("/api/v1/admin/workers/<worker_id>/drain", responses={202: schemas.DrainDocument, **MISSING})
 @asks("admin")
 def drain_worker(worker_id: str) -> Response:
     """Have a worker claim nothing more: 202, its next heartbeat tells it. What it runs goes on."""
@@ -162,7 +133,7 @@ def drain_worker(worker_id: str) -> Response:
     return answer({"id": worker_id, "is_drain_wanted": True}, status=202)
 
 
-@blueprint.post("/api/v1/admin/workers/<worker_id>/resume")
+@blueprint.post("/api/v1/admin/workers/<worker_id>/resume", responses={202: schemas.DrainDocument, **MISSING})
 @asks("admin")
 def resume_worker(worker_id: str) -> Response:
     """Have a drained worker claim again: 202, its next heartbeat tells it."""
@@ -170,13 +141,15 @@ def resume_worker(worker_id: str) -> Response:
     return answer({"id": worker_id, "is_drain_wanted": False}, status=202)
 
 
-@blueprint.post("/api/v1/admin/jobs/<job_id>/requeue")
+@blueprint.post(
+    "/api/v1/admin/jobs/<job_id>/requeue", responses={200: schemas.RequeuedDocument, **problems(404, 409, *WITH_A_BODY)}
+)
 @asks("admin")
 def requeue_job(job_id: str) -> Response:
     """Put anybody's running job back into the queue, at its place and with nothing counted against it."""
     jobs.requeue(services().database, job_uuid(job_id), reason="an operator put it back")
     job = jobs.get(services().database, job_uuid(job_id))
-    return answer({"id": str(job.id), "owner": job.owner, "state": job.state.value, "url": job_path(job.id)})
+    return answer({"id": str(job.id), "owner": job.owner, "state": job.state.value})
 
 
 def read_as(model: type[Body]) -> Body:
@@ -192,15 +165,6 @@ def _field_error(fault: Any, model: type[BaseModel]) -> FieldError:
     is_known = field in model.model_fields
     problem = fault["msg"] if is_known else "is not a field"
     return FieldError(field, problem, LIMITS[field] if is_known else f"one of {', '.join(model.model_fields)}")
-
-
-LIMITS = {
-    "name": f"1 to {keys.MAX_NAME_CHARACTERS} printable characters",
-    "owner": f"1 to {keys.MAX_NAME_CHARACTERS} printable characters",
-    "scopes": f"one or more of {', '.join(keys.SCOPES)}",
-    "reason": f"1 to {MAX_REASON_CHARACTERS} printable characters",
-    **keys.QUOTA_LIMITS_IN_WORDS,
-}
 
 
 def quotas_of(body: QuotaChanges) -> Quotas:

@@ -59,13 +59,20 @@ def test_pictures_that_end_together_are_decoded_together(
         assert np.abs(difference).max() <= 1  # other row counts sum in another order: one gray level at most
 
 
-def test_sizes_are_decoded_apart(
-    open_engine: Engine, gated: Any, request_for: Callable[..., Request], develop: Callable[..., list[Handle]]
-) -> None:
-    sizes = [(64, 64), (64, 96), (96, 64)]
-    handles = develop(open_engine, *(request_for(height=height, width=width) for height, width in sizes))
-    assert [handle.result(0).image.shape[:2] for handle in handles] == sizes
-    assert [shape[0] for shape in gated.shapes] == [1, 1, 1]
+def test_sizes_are_decoded_apart(open_engine: Engine, gated: Any, request_for: Callable[..., Request]) -> None:
+    gated.gate.clear()
+    handles = [open_engine.submit(request_for(num_inference_steps=1))]
+    open_engine.step()
+    assert gated.is_waiting.wait(30)  # all that follow wait together
+    sizes = [(64, 64), (64, 96), (96, 64), (64, 96)]
+    handles += [open_engine.submit(request_for(height=height, width=width)) for height, width in sizes]
+    while any(handle.progress.stage != "decode" for handle in handles):
+        open_engine.step()
+    gated.gate.set()
+    while open_engine.step():
+        pass
+    assert [handle.result(0).image.shape[:2] for handle in handles[1:]] == sizes
+    assert sorted(shape[0] for shape in gated.shapes) == [1, 1, 1, 2]
 
 
 def test_exact_pictures_are_decoded_one_by_one(

@@ -1,21 +1,27 @@
-"""Turns the last latents into pictures beside the step loop, those of one size together; nothing here waits.
+"""Requests between their last step and their picture, and what is seen of those before it.
 
-On CUDA the decoder runs on a stream of its own and its pictures arrive in pinned memory; elsewhere it has a thread.
+Puts into the lane what is decoded together, and takes out what is done; decides nothing about steps, and never waits.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from diffusers import AutoencoderTiny
 from torch import Tensor
 
 from darkroom_engine.batch import Development
 from darkroom_engine.families.base import Family
 from darkroom_engine.faults import check_device, reason
-from darkroom_engine.frames import walk_latents
+from darkroom_engine.frames import PREVIEW_PIXELS, Size, preview_latents, shrink, walk_latents, wants_preview
+from darkroom_engine.lanes import MAX_PIXELS_TOGETHER, Pixels, Running, copy_to_host, open_lane
+from darkroom_engine.latent_colors import LatentColors, fit_latent_colors
+from darkroom_engine.request import Preview
+from darkroom_engine.tiling import tile_large_pictures
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,8 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# As much as four pictures of 1024 x 1024. More at once decode no faster, and their memory is the steps'.
-MAX_PIXELS_TOGETHER = 4 * 1024 * 1024
 NOT_FINITE = "the picture is not finite: the denoiser or the decoder overflowed"
 
 
@@ -46,63 +50,79 @@ class DecodeOutcome:
 
 @dataclass(frozen=True, eq=False)
 class Decode:
-    """One call of a family's decoder: the pictures of several requests of one size, or the walk of one."""
+    """What is in the lane: the pictures or previews of several requests of one size, or the walk of one."""
 
+    kind: Literal["pictures", "previews", "walk"]
     developments: tuple[Development, ...]
-    latents: Tensor  # (B, ...)
-    size: tuple[int, int]
-    is_walk: bool = False
+    gather: Callable[[], tuple[Tensor, Size]]  # the latents (B, ...), and at what size they are decoded
+    steps: tuple[int, ...] = ()  # of previews
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """What came out of a decoder, on the host: uint8 (B, H, W, 3), and which of them are pictures at all, (B,)."""
+class Watched:
+    """What is to be shown of a request: the latents that its picture is expected to have after a step."""
 
-    values: Tensor
-    are_finite: Tensor
-
-
-class Running(Protocol):
-    """A decode under way."""
-
-    @property
-    def is_done(self) -> bool: ...
-
-    def pixels(self) -> Pixels:
-        """Give what came out, once it is done. Raises what the family or the device raised."""
-
-
-class Lane(Protocol):
-    """Where decodes run, one at a time."""
-
-    def start(self, model: Family, decode: Decode) -> Running: ...
-
-    def close(self) -> None: ...
+    step: int
+    latents: Tensor  # (1, ...)
+    size: Size
 
 
 class Decoder:
-    """The requests between their last step and their picture. For the engine's thread alone."""
+    """Decodes for one device. For the engine's thread alone."""
 
     def __init__(self, device: torch.device, models: Mapping[str, Family]) -> None:
         self._models = models
-        self._lane: Lane = StreamLane(device) if device.type == "cuda" else ThreadLane()
+        self._colors: dict[str, LatentColors] = {}
+        self._lane = open_lane(device)
         self._waiting: dict[Development, None] = {}
         self._alone: set[Development] = set()  # of a decode of several that failed
+        self._watched: dict[Development, Watched] = {}
         self._walking: dict[Development, Picture] = {}  # developed, and their walks not yet
         self._running: tuple[Decode, Running] | None = None
 
     @property
     def developments(self) -> tuple[Development, ...]:
         """Every request that waits for its picture, the oldest first."""
-        running = self._running[0].developments if self._running else ()
-        known = dict.fromkeys((*running, *self._walking, *self._waiting))
+        running = self._running[0] if self._running else None
+        decoded = running.developments if running and running.kind == "pictures" else ()
+        known = dict.fromkeys((*decoded, *self._walking, *self._waiting))
         return tuple(development for development in known if not development.handle.done)
+
+    def adopt(self, name: str, model: Any) -> None:
+        """Take in a loaded model. Of one without a VAE of its own nothing is shown before its pictures."""
+        vae = getattr(model, "vae", None)
+        if vae is None:
+            return
+        tile_large_pictures(vae)
+        if not isinstance(vae, AutoencoderTiny):  # that one is so small that previews are decoded with it
+            self._colors[name] = fit_latent_colors(model)
 
     def add(self, developments: Iterable[Development]) -> None:
         """Take in requests whose denoising has ended."""
         for development in developments:
             development.handle.advance("decode", development.step)
             self._waiting[development] = None
+
+    def show(self, developments: Iterable[Development]) -> None:
+        """Give those who watch some of these requests previews, soon. Costs nothing where nobody does."""
+        for development in developments:
+            if wants_preview(development):
+                try:
+                    self._show(development)
+                except Exception as error:
+                    check_device(error)
+                    logger.warning("a preview failed", exc_info=True)  # no picture is worse for it
+
+    def _show(self, development: Development) -> None:
+        development.handle.shown_at = time.monotonic()
+        latents = preview_latents(development)
+        model = self._models[development.request.model]
+        if colors := self._colors.get(development.request.model):
+            on_host, copied = copy_to_host(latents), _record(latents)
+            development.handle.preview = Preview(development.step, partial(_paint, colors, on_host, copied))
+        elif hasattr(model, "vae"):
+            small, size = shrink(latents, _size(development), PREVIEW_PIXELS)
+            self._watched[development] = Watched(development.step, small, size)
 
     def advance(self) -> DecodeOutcome:
         """Take what came out of the lane, and put in what waits. Raises DeviceLost; other failures are in the outcome.
@@ -123,36 +143,52 @@ class Decoder:
         self._lane.close()
 
     def _next(self) -> Decode | None:
-        """Put together what is decoded next: pictures before walks, the oldest first."""
-        self._waiting = dict.fromkeys(d for d in self._waiting if not d.handle.done)
-        self._walking = {d: picture for d, picture in self._walking.items() if not d.handle.done}
+        """Put together what is decoded next: pictures, then previews, then walks; the oldest first."""
+        self._forget_those_done()
         if self._waiting:
-            developments = self._group()
-            for development in developments:
-                del self._waiting[development]
-            return Decode(developments, torch.cat([_latents(d) for d in developments]), _size(developments[0]))
+            return self._pictures()
+        if self._watched:
+            return self._previews()
         for development in self._walking:
-            latents, size = walk_latents(development)
-            return Decode((development,), latents, size, is_walk=True)
+            return Decode("walk", (development,), partial(walk_latents, development))
         return None
 
-    def _group(self) -> tuple[Development, ...]:
-        """Who is decoded with the oldest: those of its model and size, but no exact one, whose rows are always one."""
+    def _forget_those_done(self) -> None:
+        self._waiting = dict.fromkeys(d for d in self._waiting if not d.handle.done)
+        self._watched = {d: watched for d, watched in self._watched.items() if not d.handle.done}
+        self._walking = {d: picture for d, picture in self._walking.items() if not d.handle.done}
+
+    def _pictures(self) -> Decode:
+        """The oldest with others of its model and size, but no exact one: an exact picture is decoded as one row."""
         oldest, *others = self._waiting
-        if self._is_alone(oldest):
-            return (oldest,)
-        height, width = _size(oldest)
-        key = (oldest.request.model, height, width)
-        alike = [d for d in others if not self._is_alone(d) and (d.request.model, *_size(d)) == key]
-        return (oldest, *alike)[: max(1, MAX_PIXELS_TOGETHER // (height * width))]
+        size = _size(oldest)
+        together = [oldest]
+        if not self._is_alone(oldest):
+            key = (oldest.request.model, size)
+            together += [d for d in others if not self._is_alone(d) and (d.request.model, _size(d)) == key]
+        developments = tuple(together[: max(1, MAX_PIXELS_TOGETHER // (size[0] * size[1]))])
+        for development in developments:
+            del self._waiting[development]
+        latents = [development.latents for development in developments if development.latents is not None]
+        return Decode("pictures", developments, lambda: (torch.cat(latents), size))
 
     def _is_alone(self, development: Development) -> bool:
         return development.request.is_exact or development in self._alone
 
+    def _previews(self) -> Decode:
+        oldest, first = next(iter(self._watched.items()))
+        key = (oldest.request.model, first.size)
+        group = {d: watched for d, watched in self._watched.items() if (d.request.model, watched.size) == key}
+        for development in group:
+            del self._watched[development]
+        latents = [watched.latents for watched in group.values()]
+        steps = tuple(watched.step for watched in group.values())
+        return Decode("previews", tuple(group), lambda: (torch.cat(latents), first.size), steps)
+
     def _start(self, decode: Decode, outcome: DecodeOutcome) -> None:
         try:
             model = self._models[decode.developments[0].request.model]
-            self._running = (decode, self._lane.start(model, decode))
+            self._running = (decode, self._lane.start(model, *decode.gather()))
         except Exception as error:
             self._fail(decode, error, outcome)
 
@@ -162,12 +198,18 @@ class Decoder:
         except Exception as error:
             self._fail(decode, error, outcome)
             return
-        if decode.is_walk:
+        if decode.kind == "pictures":
+            self._collect_pictures(decode.developments, pixels, outcome)
+        elif decode.kind == "previews":
+            for development, step, image in zip(decode.developments, decode.steps, pixels.values, strict=True):
+                development.handle.preview = Preview(step, image.numpy)
+        else:
             [development] = decode.developments
-            if picture := self._walking.pop(development, None):
-                self._finish(development, Picture(picture.image, pixels.values.numpy()), outcome)
-            return
-        for development, image, is_finite in zip(decode.developments, pixels.values, pixels.are_finite, strict=True):
+            picture = self._walking.pop(development)
+            self._finish(development, Picture(picture.image, pixels.values.numpy()), outcome)
+
+    def _collect_pictures(self, developments: tuple[Development, ...], pixels: Pixels, outcome: DecodeOutcome) -> None:
+        for development, image, is_finite in zip(developments, pixels.values, pixels.are_finite, strict=True):
             if not is_finite:
                 self._finish(development, NOT_FINITE, outcome)
             elif development.walk:
@@ -178,15 +220,17 @@ class Decoder:
     def _fail(self, decode: Decode, error: Exception, outcome: DecodeOutcome) -> None:
         """Where a decode of several fails, decode each alone, so that the request at fault fails alone."""
         check_device(error)
-        if len(decode.developments) > 1:
+        if decode.kind == "previews":
+            logger.warning("previews failed", exc_info=error)
+        elif len(decode.developments) > 1:
             logger.warning("a decode of %d pictures failed; they are decoded one by one", len(decode.developments))
             self._alone.update(decode.developments)
             self._waiting = dict.fromkeys((*decode.developments, *self._waiting))
-            return
-        logger.error("a decode failed", exc_info=error)
-        [development] = decode.developments
-        self._walking.pop(development, None)
-        self._finish(development, reason(error), outcome)
+        else:
+            logger.error("a decode failed", exc_info=error)
+            [development] = decode.developments
+            self._walking.pop(development, None)
+            self._finish(development, reason(error), outcome)
 
     def _finish(self, development: Development, ending: Picture | str, outcome: DecodeOutcome) -> None:
         self._alone.discard(development)
@@ -198,92 +242,20 @@ class Decoder:
             outcome.failures[development] = ending
 
 
-class ThreadLane:
-    """A thread, for devices whose work is the processor's own: the steps go on beside it."""
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="darkroom-decode")
-
-    def start(self, model: Family, decode: Decode) -> Running:
-        """Decode in the thread."""
-        return _InThread(self._thread.submit(_decode, model, decode))
-
-    def close(self) -> None:
-        """End the thread after the decode that runs."""
-        self._thread.shutdown(cancel_futures=True)
-
-
-@dataclass(frozen=True)
-class _InThread:
-    future: Future[Pixels]
-
-    @property
-    def is_done(self) -> bool:
-        return self.future.done()
-
-    def pixels(self) -> Pixels:
-        return self.future.result()
-
-
-class StreamLane:
-    """A CUDA stream beside the steps' own. Everything is put into it by the engine's thread, and nothing waited for."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
-
-    def start(self, model: Family, decode: Decode) -> Running:
-        """Put a decode and the copy of its pictures into the stream."""
-        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        decode.latents.record_stream(self._stream)
-        with torch.cuda.stream(self._stream):
-            pixels = _decode(model, decode)
-            on_host = Pixels(_pinned_copy(pixels.values), _pinned_copy(pixels.are_finite))
-            copied = torch.cuda.Event()
-            copied.record(self._stream)
-        return _InStream(on_host, copied)
-
-    def close(self) -> None:
-        """Do nothing: what the stream still does, nobody waits for."""
-
-
-@dataclass(frozen=True)
-class _InStream:
-    on_host: Pixels
-    copied: Any
-
-    @property
-    def is_done(self) -> bool:
-        return bool(self.copied.query())
-
-    def pixels(self) -> Pixels:
-        return self.on_host
-
-
-def _pinned_copy(tensor: Tensor) -> Tensor:
-    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return pinned.copy_(tensor, non_blocking=True)
-
-
-@torch.inference_mode()
-def _decode(model: Family, decode: Decode) -> Pixels:
-    height, width = decode.size
-    num_rows = max(1, MAX_PIXELS_TOGETHER // (height * width))
-    parts = [_to_pixels(model.decode(latents, decode.size), latents) for latents in decode.latents.split(num_rows)]
-    return Pixels(torch.cat([part.values for part in parts]), torch.cat([part.are_finite for part in parts]))
-
-
-def _to_pixels(images: Tensor, latents: Tensor) -> Pixels:
-    """Turn (B, 3, H, W) from -1 to 1 into uint8 (B, H, W, 3), rounded as diffusers rounds."""
-    pixels = (images.float() * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-    # The latents too: a decoder may turn what is no number into one.
-    are_finite = images.isfinite().flatten(1).all(1) & latents.isfinite().flatten(1).all(1)
-    return Pixels(pixels.permute(0, 2, 3, 1).contiguous(), are_finite)
-
-
-def _latents(development: Development) -> Tensor:
-    assert development.latents is not None
-    return development.latents
-
-
-def _size(development: Development) -> tuple[int, int]:
+def _size(development: Development) -> Size:
     return development.request.height, development.request.width
+
+
+def _record(tensor: Tensor) -> Any:
+    if not tensor.is_cuda:
+        return None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(tensor.device))
+    return event
+
+
+def _paint(colors: LatentColors, latents: Tensor, copied: Any) -> Any:
+    """Wait for the latents, on the thread of whoever looks, and paint them."""
+    if copied is not None:
+        copied.synchronize()
+    return colors.paint(latents)

@@ -22,8 +22,8 @@ from darkroom_engine.errors import (
     DeviceLost,
     EngineError,
     EngineStopped,
-    LoraLoadError,
     InvalidSnapshot,
+    LoraLoadError,
     ModelLoadError,
     RequestCanceled,
     RequestFailed,
@@ -37,8 +37,8 @@ from darkroom_engine.request import Handle, Request
 from darkroom_engine.runner import ModelRunner
 from darkroom_engine.samplers import samplers_for
 from darkroom_engine.scheduler import Scheduler
-from darkroom_engine.tuning import Tuning, apply_tuning, check_tuning
 from darkroom_engine.sources import find_lora
+from darkroom_engine.tuning import Tuning, apply_tuning, check_tuning
 
 logger = logging.getLogger(__name__)
 

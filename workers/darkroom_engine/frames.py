@@ -1,36 +1,34 @@
-"""What can be seen of a request before its picture: frames of its walk, and previews for whoever watches.
+"""What can be seen of a request before its picture: latents for the frames of its walk, and for previews.
 
-Both are copies of the latents that go to the host without anybody waiting for them. Knows no VAE: the walk's frames are
-decoded after the picture, the previews are painted by whoever looks at them.
+Knows no VAE and no thread.
 """
 
 import time
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from darkroom_engine.batch import Development
-from darkroom_engine.latent_colors import LatentColors
-from darkroom_engine.request import Preview
+from darkroom_engine.lanes import copy_to_host
 from darkroom_engine.stepping import model_input
 
-# No more often are the latents of a request copied for those who watch it.
+# No more often is a request shown to those who watch it.
 PREVIEW_SECONDS = 0.2
-# The longer side of a walk's frame: what is larger is decoded from fewer latents.
+# The longer side of a walk's frame, and of a preview that is decoded: what is larger is decoded from fewer latents.
 FRAME_PIXELS = 256
+PREVIEW_PIXELS = 128
+
+Size = tuple[int, int]
 
 
 def keep_frame(development: Development) -> None:
-    """Keep the latents before a request's next step, scaled as the denoiser sees them, if they are a frame of its walk."""
-    if development.step in walk_steps(development) and development.step not in development.walk:
-        development.walk[development.step] = _on_host(model_input(development))
+    """Keep the latents before a request's next step, as the denoiser sees them, if they are a frame of its walk."""
+    if development.step in _walk_steps(development) and development.step not in development.walk:
+        development.walk[development.step] = copy_to_host(model_input(development))
 
 
-def walk_steps(development: Development) -> tuple[int, ...]:
-    """Say before which steps frames are taken: evenly spread, the first of pure noise. The picture itself is the last."""
+def _walk_steps(development: Development) -> tuple[int, ...]:
+    """Say before which steps frames are taken: evenly spread, the first of pure noise. The last is the picture."""
     num_gaps = development.request.num_walk_frames - 1
     if num_gaps < 1:
         return ()
@@ -38,60 +36,42 @@ def walk_steps(development: Development) -> tuple[int, ...]:
     return tuple(dict.fromkeys(round(n * num_steps / num_gaps) for n in range(num_gaps)))
 
 
-def walk_latents(development: Development) -> tuple[Tensor, tuple[int, int]]:
+def walk_latents(development: Development) -> tuple[Tensor, Size]:
     """Put the frames together (F, ...), the picture's own latents last, and say at what size they are decoded."""
-    assert development.latents is not None
-    request, final = development.request, development.latents
+    final = development.latents
+    assert final is not None
     frames = [frame.to(final.device, final.dtype, non_blocking=True) for frame in development.walk.values()]
-    latents = torch.cat([*frames, final])
-    longer = max(request.height, request.width)
-    if longer <= FRAME_PIXELS or latents.ndim != 4:
-        return latents, (request.height, request.width)
-    multiple = request.height // latents.shape[-2]
-    height, width = (max(1, round(side * FRAME_PIXELS / longer)) for side in latents.shape[-2:])
-    return _shrink(latents, (height, width)), (height * multiple, width * multiple)
+    return shrink(torch.cat([*frames, final]), (development.request.height, development.request.width), FRAME_PIXELS)
 
 
-def _shrink(latents: Tensor, size: tuple[int, int]) -> Tensor:
-    """Shrink latents (F, C, h, w), and give each channel back the contrast that averaging took from its noise."""
-    small = torch.nn.functional.interpolate(latents, size=size, mode="area")
-    mean = latents.mean(dim=(2, 3), keepdim=True)
-    gain = latents.std(dim=(2, 3), keepdim=True) / small.std(dim=(2, 3), keepdim=True)
-    return mean + (small - mean) * gain
+def preview_latents(development: Development) -> Tensor:
+    """What the sampler expects the picture to be (1, ...); of samplers that do not say, the latents as they are."""
+    return model_input(development) if development.denoised is None else development.denoised
 
 
-def show(development: Development, colors: Mapping[str, LatentColors]) -> None:
-    """Give those who watch a request what it looks like after its latest step: the picture that the sampler expects.
-
-    Samplers that do not say what they expect show their latents.
-    """
+def wants_preview(development: Development) -> bool:
+    """Whether somebody watches the request, and has waited long enough. Not for its last step: the picture follows."""
     now = time.monotonic()
     handle = development.handle
-    if not handle.is_watched(now) or now - handle.shown_at < PREVIEW_SECONDS:
-        return
-    model_colors = colors.get(development.request.model)
-    latents = development.latents if development.denoised is None else development.denoised
-    if model_colors is None or latents is None or latents.ndim != 4:
-        return
-    on_host, copied = _on_host(latents), _record(latents)
-    handle.show(Preview(development.step, partial(_paint, model_colors, on_host, copied)), now)
+    is_due = now - handle.shown_at >= PREVIEW_SECONDS
+    return is_due and handle.is_watched(now) and development.step < len(development.timesteps)
 
 
-def _paint(colors: LatentColors, latents: Tensor, copied: Any) -> Any:
-    if copied is not None:
-        copied.synchronize()
-    return colors.paint(latents)
+def shrink(latents: Tensor, size: Size, max_pixels: int) -> tuple[Tensor, Size]:
+    """Shrink latents (B, C, h, w) of pictures of a size (H, W) so that their longer side has at most max_pixels.
+
+    Each channel gets back the contrast that averaging takes from its noise.
+    """
+    longer = max(size)
+    if longer <= max_pixels or latents.ndim != 4:
+        return latents, size
+    multiple = size[0] // latents.shape[-2]
+    height, width = (max(1, round(side * max_pixels / longer)) for side in latents.shape[-2:])
+    small = torch.nn.functional.interpolate(latents, size=(height, width), mode="area")
+    mean = latents.mean(dim=(2, 3), keepdim=True)
+    gain = _spread(latents) / _spread(small).clamp(min=1e-6)
+    return mean + (small - mean) * gain, (height * multiple, width * multiple)
 
 
-def _on_host(tensor: Tensor) -> Tensor:
-    """Copy to the host without waiting: what is enqueued after it on the device sees it done."""
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-    return copy.copy_(tensor, non_blocking=True)
-
-
-def _record(tensor: Tensor) -> Any:
-    if not tensor.is_cuda:
-        return None
-    event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(tensor.device))
-    return event
+def _spread(latents: Tensor) -> Tensor:
+    return latents.std(dim=(2, 3), keepdim=True, correction=0)  # (B, C, 1, 1)

@@ -138,10 +138,6 @@ class Handle:
         """Whether somebody wants previews."""
         return now < self._watched_until
 
-    def show(self, preview: Preview, now: float) -> None:
-        """Hand over a preview. For the engine only."""
-        self.preview, self.shown_at = preview, now
-
     def advance(self, stage: Stage, step: int) -> None:
         """Record where the request is now. For the engine only."""
         now = time.monotonic()

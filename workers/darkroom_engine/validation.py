@@ -8,6 +8,7 @@ from darkroom_engine.errors import InvalidRequest
 from darkroom_engine.request import IMAGE_TO_IMAGE, INPAINTING, LORAS, Request
 
 MAX_SEED = 2**64 - 1
+MAX_WALK_FRAMES = 8
 
 
 def check_request(request: Request, *, samplers: Collection[str], latent_multiple: int, max_steps: int) -> None:
@@ -47,6 +48,7 @@ def check_extras(request: Request, *, features: Collection[str]) -> None:
     if request.strength != 1 and request.image is None:
         raise InvalidRequest("strength", f"is {request.strength}, and there is no image that it could be for")
     _check_loras(request.loras)
+    _check_integer("num_walk_frames", request.num_walk_frames, low=0, high=MAX_WALK_FRAMES)
 
 
 def _check_pixels(field: str, pixels: Any, shape: tuple[int, ...]) -> None:

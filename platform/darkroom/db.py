@@ -14,20 +14,20 @@ from datetime import UTC, date, datetime
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Date, DateTime, Dialect, MetaData, create_engine, event
+from sqlalchemy import Date, DateTime, Dialect, MetaData, Table, create_engine, event
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import NullPool
-from sqlalchemy.sql.expression import ColumnElement, FunctionElement
+from sqlalchemy.sql.expression import FunctionElement, SQLColumnExpression
 from sqlalchemy.types import TypeDecorator
 
 from darkroom.errors import ConfigError, DatabaseUnavailable
@@ -66,6 +66,11 @@ class Base(DeclarativeBase):
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
 
 
+def table_of(entity: type[Base]) -> Table:
+    """The bare table, for statements over many rows, which the unit of work would take one by one."""
+    return cast(Table, entity.__table__)
+
+
 class UtcDateTime(TypeDecorator[datetime]):
     """An aware UTC datetime. SQLite keeps no zone, so it is put back on the way out."""
 
@@ -91,7 +96,7 @@ class now(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL function 
     type = UtcDateTime()
     inherit_cache = True
 
-    def __init__(self, offset_seconds: float | ColumnElement[float] = 0.0) -> None:
+    def __init__(self, offset_seconds: float | SQLColumnExpression[float | None] = 0.0) -> None:
         super().__init__(offset_seconds)
 
 

@@ -14,11 +14,11 @@ from uuid import UUID
 
 import redis
 import structlog
-from sqlalchemy import BigInteger, Text, and_, cast, func, insert, or_, select, text
+from sqlalchemy import BigInteger, Insert, Text, and_, cast, func, insert, or_, select, text
 from sqlalchemy.orm import Session
 
 from darkroom.brokers import REDIS_REST_SECONDS, LossyRedis
-from darkroom.db import Database
+from darkroom.db import Database, table_of
 from darkroom.models import Job, JobEvent
 
 logger = structlog.get_logger(__name__)
@@ -56,9 +56,14 @@ _IS_SETTLED = text("xid < pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
 
 def append(session: Session, job_id: UUID, *, seq: int, type: str, payload: Mapping[str, Any]) -> None:
     """Add a line to a job's history, in the transaction that makes it true."""
-    values = {"job_id": job_id, "seq": seq, "type": type, "payload": dict(payload), "xid": _xid(session)}
-    session.execute(insert(JobEvent).values(values).inline())
+    session.execute(line(session, job_id, seq=seq, type=type, payload=payload))
+
+
+def line(session: Session, job_id: UUID, *, seq: int, type: str, payload: Mapping[str, Any]) -> Insert:
+    """What `append` executes, for a statement that adds it to its own. To be executed in this session."""
     session.info.setdefault(MOVED, []).append(job_id)
+    values = {"job_id": job_id, "seq": seq, "type": type, "payload": dict(payload), "xid": _xid(session)}
+    return insert(JobEvent).values(values).inline()
 
 
 def _xid(session: Session) -> Any:
@@ -71,7 +76,7 @@ def append_all(session: Session, seqs: Mapping[UUID, int], *, type: str, payload
     """Add the same line to the histories of many jobs, each under its own number."""
     rows = [{"job_id": job_id, "seq": seq, "type": type, "payload": dict(payload)} for job_id, seq in seqs.items()]
     if rows:
-        session.execute(insert(JobEvent.__table__).values(xid=_xid(session)).inline(), rows)
+        session.execute(insert(table_of(JobEvent)).values(xid=_xid(session)).inline(), rows)
         session.info.setdefault(MOVED, []).extend(seqs)
 
 

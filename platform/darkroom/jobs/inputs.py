@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import and_, delete, exists, insert, select, update
 from sqlalchemy.orm import Session
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.elements import ColumnElement, SQLColumnExpression
 
 from darkroom.db import Database, now
 from darkroom.errors import InputGone, UploadNotFound
@@ -50,7 +50,7 @@ def check_inputs(session: Session, keys: Iterable[str], *, owner: str) -> None:
             raise InputGone(key)
 
 
-def is_needed(key: ColumnElement[str]) -> ColumnElement[bool]:
+def is_needed(key: SQLColumnExpression[str]) -> ColumnElement[bool]:
     """Whether a job that has not ended begins from the object of this key."""
     return exists().where(and_(LIVE, JobInput.key == key, JobInput.job_id == Job.id)).correlate_except(JobInput, Job)
 

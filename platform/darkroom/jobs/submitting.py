@@ -10,9 +10,10 @@ import uuid_utils.compat
 from sqlalchemy import and_, delete, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.elements import ColumnElement
 
 from darkroom import events
-from darkroom.db import Database, now
+from darkroom.db import Database, now, table_of
 from darkroom.errors import BatchNotFound, JobStillLive, RequestDiffers
 from darkroom.jobs.admission import admit
 from darkroom.jobs.inputs import check_inputs, input_keys
@@ -35,6 +36,15 @@ from darkroom.params import GenerationParams, cost
 logger = structlog.get_logger(__name__)
 
 REQUEST_LIFE_SECONDS = 86400.0
+# The columns' own defaults are left out of a statement that inserts into two tables.
+FRESH: Mapping[str, Any] = {
+    "attempt": 0,
+    "is_alone": False,
+    "crashes": 0,
+    "shared_crashes": 0,
+    "is_solo": False,
+    "timings": {},
+}
 
 
 @dataclass(frozen=True)
@@ -78,11 +88,10 @@ def submit(
         made_id = _settle(session, owner, request, job_id)
         if made_id == job_id:
             admit(session, key_id=key_id, cost=cost(new.params))
-            start_tag = start_tag_of(session, owner, new.model, new.job_class)
-            values = _values(new, owner, key_id) | _place(new, start_tag, weight)
-            deadline_at = now(new.ttl_seconds)
-            job = session.scalars(insert(Job).values(id=job_id, deadline_at=deadline_at, **values).returning(Job)).one()
-            events.append(session, job_id, seq=1, type=JobState.QUEUED, payload={})
+            hold_line(session, owner, new.model, new.job_class)
+            values = _values(new, owner, key_id)
+            place = _place(new, _start_tag(session, owner, new.model, new.job_class), weight)
+            job = _insert(session, {"id": job_id, "deadline_at": now(new.ttl_seconds), **values, **place})
             _need_inputs(session, owner, {job_id: new})
             record = job_record(job, images=())
     if made_id != job_id:
@@ -229,8 +238,19 @@ def _insert_all(
             rows[job_id] = {"id": job_id, "batch_id": batch_id, **_values(new, owner, key_id), **place}
     for ttl_seconds in {new.ttl_seconds for new in made.values()}:
         group = [rows[job_id] for job_id, new in made.items() if new.ttl_seconds == ttl_seconds]
-        session.execute(insert(Job.__table__).values(deadline_at=now(ttl_seconds)).inline(), group)
+        session.execute(insert(table_of(Job)).values(deadline_at=now(ttl_seconds)).inline(), group)
     events.append_all(session, dict.fromkeys(made, 1), type=JobState.QUEUED, payload={})
+
+
+def _insert(session: Session, values: dict[str, Any]) -> Job:
+    """Insert a job and its first event: on PostgreSQL in one statement, because others wait for this transaction."""
+    event = events.line(session, values["id"], seq=1, type=JobState.QUEUED, payload={})
+    statement = insert(Job).values({**FRESH, **values}).returning(Job)
+    if session.get_bind().dialect.name == "postgresql":
+        return session.scalars(statement.add_cte(event.cte("event"))).one()
+    job = session.scalars(statement).one()
+    session.execute(event)
+    return job
 
 
 def _values(new: NewJob, owner: str, key_id: UUID | None) -> dict[str, Any]:
@@ -249,7 +269,7 @@ def _values(new: NewJob, owner: str, key_id: UUID | None) -> dict[str, Any]:
     }
 
 
-def _place(new: NewJob, start_tag: float, weight: float) -> dict[str, float]:
+def _place(new: NewJob, start_tag: Any, weight: float) -> dict[str, Any]:
     return {"start_tag": start_tag, "finish_tag": start_tag + cost(new.params) / weight}
 
 
@@ -259,11 +279,27 @@ def _need_inputs(session: Session, owner: str, made: Mapping[UUID, NewJob]) -> N
         {"job_id": job_id, "key": key} for job_id, new in made.items() for key in dict.fromkeys(input_keys(new.params))
     ]
     if needs:
-        check_inputs(session, {need["key"] for need in needs}, owner=owner)
+        check_inputs(session, {str(need["key"]) for need in needs}, owner=owner)
         session.execute(insert(JobInput), needs)
 
 
 def start_tag_of(session: Session, owner: str, model: str, job_class: JobClass) -> float:
+    """The tag at which an owner's next job joins a line, which is held until the transaction ends."""
+    hold_line(session, owner, model, job_class)
+    return session.scalars(select(_start_tag(session, owner, model, job_class))).one()
+
+
+def hold_line(session: Session, owner: str, model: str, job_class: JobClass) -> None:
+    """Let no other submit of this owner join the line meanwhile: both would take one tag, and two places in one turn.
+
+    A statement of its own: the next one must see what the other submit has committed.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        lock = func.hashtextextended(f"{owner}\n{model}\n{job_class}", 0)
+        session.execute(select(func.pg_advisory_xact_lock(lock)))
+
+
+def _start_tag(session: Session, owner: str, model: str, job_class: JobClass) -> ColumnElement[float]:
     """Start-time fair queueing (Goyal, Vin & Cheng 1996, eq. 1-2): S = max(v, the owner's last finish tag).
 
     v, the virtual time, is the start tag of the front job that nobody has claimed yet. A job that came back has a tag
@@ -271,10 +307,6 @@ def start_tag_of(session: Session, owner: str, model: str, job_class: JobClass) 
     tag that was ever claimed: a line that ran empty goes on where it was, so that no worker's memory of it (jobs.line)
     is ahead of what is queued next. Nothing is stored per owner; tags of different lines are never compared.
     """
-    if session.get_bind().dialect.name == "postgresql":
-        # Two submits of one owner at once would both take the same tag, and with it two places in one turn.
-        lock = func.hashtextextended(f"{owner}\n{model}\n{job_class}", 0)
-        session.execute(select(func.pg_advisory_xact_lock(lock)))
     line = and_(Job.model == model, Job.job_class == job_class)
     front = (
         select(Job.start_tag)
@@ -291,5 +323,6 @@ def start_tag_of(session: Session, owner: str, model: str, job_class: JobClass) 
         .limit(1)
         .scalar_subquery()
     )
-    virtual_time, finish_tag = session.execute(select(func.coalesce(front, served, 0.0), share)).one()
-    return float(max(virtual_time, finish_tag or 0.0))
+    greatest = func.greatest if session.get_bind().dialect.name == "postgresql" else func.max
+    tag: ColumnElement[float] = greatest(func.coalesce(front, served, 0.0), func.coalesce(share, 0.0))
+    return tag

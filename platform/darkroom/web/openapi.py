@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any, TypeVar
 
-from flask_openapi3 import APIBlueprint, Info, OpenAPI
+from flask_openapi3.blueprint import APIBlueprint
+from flask_openapi3.models.info import Info
+from flask_openapi3.models.license import License
+from flask_openapi3.openapi import OpenAPI
 from pydantic import BaseModel, create_model
 
 from darkroom import __version__
@@ -77,14 +80,13 @@ def operation_id(*, name: str, **_: Any) -> str:
 
 def create(import_name: str) -> OpenAPI:
     """An application that knows its own document. Its pages are ours: nothing is loaded from elsewhere."""
-    app = OpenAPI(
+    return OpenAPI(
         import_name,
-        info=Info(title="Darkroom", version=__version__, description=DESCRIPTION, license={"name": "Apache-2.0"}),
+        info=Info(title="Darkroom", version=__version__, description=DESCRIPTION, license=License(name="Apache-2.0")),
         security_schemes=SECURITY_SCHEMES,
         validation_error_model=Problem,
         doc_ui=False,
     )
-    return app
 
 
 def operations(document: dict[str, Any]) -> Iterable[tuple[str, str, dict[str, Any]]]:

@@ -4,6 +4,7 @@ What a job's fields may hold depends on its model, and is read from /api/v1/mode
 """
 
 from datetime import datetime
+from types import GenericAlias
 from typing import Any, Literal
 from uuid import UUID
 
@@ -90,9 +91,10 @@ class _MatrixRequest(_JobOptions):
 
 
 def _listed() -> dict[str, Any]:
+    """The same, each also as a list of values to try; a list of loras is one value."""
     return {
-        name: (annotation if name == "loras" else annotation | list[annotation], field)
-        for name, (annotation, field) in _parameters().items()
+        name: (one if name == "loras" else one | GenericAlias(list, (one,)), field)
+        for name, (one, field) in _parameters().items()
     }
 
 
@@ -105,8 +107,8 @@ Matrix: type[BaseModel] = create_model("Matrix", __base__=_MatrixRequest, __doc_
 class BatchRequest(_Told):
     """Many jobs at once, all or none: either a list of them, or a matrix to multiply out."""
 
-    jobs: list[JobRequest] = Field([], json_schema_extra=_optional)  # type: ignore[valid-type]
-    matrix: Matrix | None = Field(None, json_schema_extra=_optional)  # type: ignore[valid-type]
+    jobs: list[JobRequest] = Field([], json_schema_extra=_optional)
+    matrix: Matrix | None = Field(None, json_schema_extra=_optional)
 
 
 class SubmitHeaders(BaseModel):

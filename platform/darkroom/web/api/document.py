@@ -3,7 +3,7 @@
 from typing import Any, cast
 
 from flask import Blueprint, Response, current_app, make_response, render_template
-from flask_openapi3 import OpenAPI
+from flask_openapi3.openapi import OpenAPI
 
 from darkroom.web.answers import answer
 from darkroom.web.identity import asks

@@ -58,7 +58,8 @@ def read_picture() -> bytes:
     if is_form:
         if (file := request.files.get("file")) is None:
             raise InvalidParameters([FieldError("file", "is missing", "a picture in a form, or as the whole body")])
-        return file.read()
+        body: bytes = file.read()
+        return body
     if request.mimetype not in RAW:
         raise Refused(415, "unsupported_media_type", f"The body must be one of {', '.join(sorted({FORM, *RAW}))}.")
     return read_body(request)

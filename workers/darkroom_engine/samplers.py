@@ -36,6 +36,8 @@ from diffusers import (
 )
 from torch import Generator, Tensor
 
+from darkroom_engine.own_steps import OwnSteps
+
 # diffusers' own default.
 LCM_DISTILLED_STEPS = 50
 
@@ -117,8 +119,14 @@ FLOW_SAMPLERS: Mapping[str, Sampler] = {
 EDM_SAMPLERS: Mapping[str, Sampler] = {"euler": Sampler("Euler", EDMEulerScheduler)}
 
 
+# For pipelines that step by themselves, with whatever scheduler their folder has.
+OWN_SAMPLERS: Mapping[str, Sampler] = {"default": Sampler("Default", OwnSteps)}
+
+
 def samplers_for(config: Mapping[str, Any]) -> Mapping[str, Sampler]:
     """Say which samplers a model takes, by what its scheduler config knows: betas, a shift of flow sigmas, or EDM's."""
+    if config.get("has_own_steps"):
+        return OWN_SAMPLERS
     if config.get("prediction_type") == "flow_prediction" or ("shift" in config and "beta_start" not in config):
         return FLOW_SAMPLERS
     return EDM_SAMPLERS if "sigma_data" in config else DISCRETE_SAMPLERS

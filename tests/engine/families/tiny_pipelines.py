@@ -39,9 +39,9 @@ class TinyFamily:
         "negative_prompt": request.negative_prompt,
     }
     num_rows_guided: int = 2
+    takes_negative_prompt: bool = True
     default_sampler: str = "euler"
     size: int = 32
-    has_one_length: bool = True  # of all prompts: they are padded
 
 
 def picture_of(
@@ -483,6 +483,33 @@ def z_image() -> DiffusionPipeline:
     return diffusers.ZImagePipeline(**parts, tokenizer=qwen_tokenizer(), scheduler=scheduler)
 
 
+def aura_flow() -> DiffusionPipeline:
+    """AuraFlow, which has no family of its own."""
+    parts = _built(
+        lambda: {
+            "transformer": diffusers.AuraFlowTransformer2DModel(
+                sample_size=16,
+                patch_size=2,
+                in_channels=4,
+                num_mmdit_layers=1,
+                num_single_dit_layers=1,
+                attention_head_dim=8,
+                num_attention_heads=4,
+                caption_projection_dim=32,
+                joint_attention_dim=32,
+                out_channels=4,
+                pos_embed_max_size=1024,
+            ),
+            "vae": autoencoder(shift_factor=None),
+            "text_encoder": t5_encoder(),
+        }
+    )
+    # Among its 256 tokens, all but a few are padding: else the prompt would hardly be heard.
+    parts["transformer"].joint_transformer_blocks[0].attn.add_v_proj.weight.data.mul_(100)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.7)
+    return diffusers.AuraFlowPipeline(**parts, tokenizer=t5_tokenizer(), scheduler=scheduler)
+
+
 def _true_guidance(request: Request) -> Mapping[str, Any]:
     return {"true_cfg_scale": request.guidance_scale, "negative_prompt": request.negative_prompt}
 
@@ -515,6 +542,7 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = {
         image_to_image="StableDiffusionImg2ImgPipeline",
         arguments=lambda request: {"guidance_scale": request.guidance_scale},
         num_rows_guided=1,
+        takes_negative_prompt=False,
         default_sampler="lcm",
     ),
     "sdxl": TinyFamily(
@@ -540,6 +568,7 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = {
         guided={"guidance_scale": 3.5},
         arguments=lambda request: {"guidance_scale": request.guidance_scale},
         num_rows_guided=1,
+        takes_negative_prompt=False,
     ),
     "flux-schnell": TinyFamily(
         "flux",
@@ -566,13 +595,12 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = {
         qwen_image,
         image_to_image="QwenImageImg2ImgPipeline",
         arguments=_true_guidance,
-        has_one_length=False,
     ),
     "z-image": TinyFamily(
         "z-image",
         z_image,
         image_to_image="ZImageImg2ImgPipeline",
         unguided={"guidance_scale": 0.0},
-        has_one_length=False,
     ),
+    "aura-flow": TinyFamily("whole", aura_flow, num_rows_guided=1, default_sampler="default"),
 }

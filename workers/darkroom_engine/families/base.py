@@ -3,7 +3,7 @@
 Knows tensors; knows no batch, no thread and no sampler's formula.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -42,12 +42,14 @@ class Kept:
 class Start:
     """Where a request's walk begins: its latents (1, ...), noised as its noise_scheduler's first timestep has them.
 
-    `conditioning`, each (1, ...), is what the request's picture adds to each of its rows.
+    `conditioning`, each (1, ...), is what the request's picture adds to each of its rows. `end` is called once the
+    request is done, whichever way it ends.
     """
 
     latents: Tensor
     kept: Kept | None = None
     conditioning: Conditioning = field(default_factory=dict)
+    end: Callable[[], object] | None = None
 
 
 class Family(Protocol):

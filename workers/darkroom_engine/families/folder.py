@@ -72,6 +72,7 @@ class ModelFolder:
         """Build a pipeline of whose parts nothing is known but what the folder says."""
         for component in self.components:
             self.check(component, ())
+            self.check(component, (WEIGHTED,) if self._has_weights(component) else ())
         parts = {
             component: self.load_weights(component, dtype) if self._has_weights(component) else self.load(component)
             for component in sorted(self.components)

@@ -84,10 +84,11 @@ def create(
         raise InvalidParameters(errors)
     key = MARK + secrets.token_urlsafe(32)
     values = {"name": name, "owner": owner, "scopes": [scope for scope in SCOPES if scope in scopes], **vars(quotas)}
-    row = {"id": uuid_utils.compat.uuid7(), "prefix": key[:SHOWN_CHARACTERS], "sha256": _digest(key)}
+    key_id = uuid_utils.compat.uuid7()
+    seen = {"prefix": key[:SHOWN_CHARACTERS], "sha256": _digest(key)}
     with database.write() as session:
-        session.execute(insert(ApiKey).values(**row, **values))
-        record = _read(session, row["id"])
+        session.execute(insert(ApiKey).values(id=key_id, **seen, **values))
+        record = _read(session, key_id)
     logger.info("key_created", key_id=str(record.id), owner=owner, scopes=sorted(scopes))
     return record, key
 

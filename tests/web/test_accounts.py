@@ -14,6 +14,7 @@ from darkroom.config import Settings
 from darkroom.db import Database
 from darkroom.errors import ConfigError
 from darkroom.fleet import WorkerFacts
+from darkroom.jobs import JobClass
 from darkroom.keys import KeyRecord, Quotas
 from darkroom.web import check_bind, create_app
 from darkroom.web.identity import own_path
@@ -176,6 +177,18 @@ def test_session_goes_on_over_the_api_and_ends_with_its_key(
     keys.revoke(app_database, record.id)
     app.extensions["darkroom"].keys.forget()
     assert client.get("/api/v1/me").json["code"] == "key_missing"
+
+
+def test_form_of_who_is_logged_in_is_interactive_though_the_key_may_not_ask_for_that_by_api(
+    client: FlaskClient, browser: Any, app_database: Database
+) -> None:
+    _, key = make(app_database)
+    (form, *_) = [form for form in browser.send(login_form(browser), key=key).forms if form.action == "/"]
+    browser.send(form, prompt="a house")
+    (job,) = jobs.list_jobs(app_database, owner="ann")
+    assert job.job_class is JobClass.INTERACTIVE
+    refused = client.post("/api/v1/jobs", json=BODY | {"priority": "interactive"}, headers=bearer(key))
+    assert (refused.status_code, refused.json["errors"][0]["field"]) == (422, "priority")
 
 
 def test_shown_key_wins_over_the_session(client: FlaskClient, browser: Any, app_database: Database) -> None:

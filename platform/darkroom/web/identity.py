@@ -80,7 +80,7 @@ def current() -> Identity:
 
 def known() -> Identity | None:
     """Who sent this request, if that was found out: for pages that anybody may see."""
-    return g.get("identity")
+    return cast("Identity | None", g.get("identity"))
 
 
 def install(app: Flask, settings: Settings, ring: KeyRing) -> None:

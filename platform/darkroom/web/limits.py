@@ -6,6 +6,7 @@ costs a request now and then two time-outs, and the others nothing.
 
 import math
 import time
+from typing import Any
 
 from flask import Flask, Response
 from flask_limiter import Limiter
@@ -13,10 +14,16 @@ from redis import RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from darkroom.brokers import REDIS_TIMEOUT_SECONDS
 from darkroom.config import Settings
 from darkroom.web.identity import Identity, known
 
-REDIS_SECONDS = 0.1
+# As brokers.impatient_redis has it; the library makes its own client.
+IMPATIENT: dict[str, Any] = {
+    "socket_timeout": REDIS_TIMEOUT_SECONDS,
+    "socket_connect_timeout": REDIS_TIMEOUT_SECONDS,
+    "retry": Retry(NoBackoff(), 0),
+}
 
 
 def install(app: Flask, settings: Settings) -> None:
@@ -27,11 +34,7 @@ def install(app: Flask, settings: Settings) -> None:
         application_limits=[lambda: f"{_limited().requests_per_minute}/minute"],
         strategy="sliding-window-counter",
         storage_uri=settings.redis_url,
-        storage_options={
-            "socket_timeout": REDIS_SECONDS,
-            "socket_connect_timeout": REDIS_SECONDS,
-            "retry": Retry(NoBackoff(), 0),
-        },
+        storage_options=IMPATIENT,
         in_memory_fallback_enabled=True,
         key_prefix="darkroom",
     )

@@ -5,7 +5,7 @@ A body is refused whole: every bad field is named, and no value is bent until it
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from json import JSONDecodeError, dumps, loads
@@ -143,7 +143,9 @@ def check(body: Mapping[str, Any], rules: Rules, *, job_class: JobClass) -> Subm
     def take(name: str, read: Callable[[Any], T], default: Any) -> T | None:
         return _collect(errors, read, rest.pop(name, default))
 
-    named_class = take("priority", lambda value: _job_class(value, rules.job_classes), job_class.name.lower())
+    # What a route gives by itself is open to everybody: a person's form is interactive, whatever the key may ask for.
+    job_classes = sorted({*rules.job_classes, job_class})
+    named_class = take("priority", lambda value: _job_class(value, job_classes), job_class.name.lower())
     longest = rules.longest_deadline_seconds
     deadline_seconds = take("deadline_seconds", lambda value: _seconds("deadline_seconds", value, longest), longest)
     retention_seconds = take("retention_seconds", lambda value: _retention(value, rules), None)
@@ -176,7 +178,7 @@ def _model(value: Any, catalog: Catalog) -> ModelEntry:
         raise InvalidParameters([unknown_model(error)]) from error
 
 
-def _job_class(value: Any, allowed: tuple[JobClass, ...]) -> JobClass:
+def _job_class(value: Any, allowed: Sequence[JobClass]) -> JobClass:
     names = [each.name.lower() for each in allowed]
     if value not in names:
         is_known = value in [each.name.lower() for each in JobClass]

@@ -15,32 +15,27 @@ from darkroom.errors import DarkroomError, JobFailed, JobUnfinished
 from darkroom.job_commands import URL, cancel, get, in_a_folder, ls, submit, watch
 from darkroom.key_commands import keys
 
-# What a shell script can tell apart; click itself ends with 2 for wrong usage.
-ENDED_WITHOUT_PICTURES = 3
-NOT_ENDED_IN_TIME = 4
+
+class _EndedWithoutPictures(click.ClickException):
+    exit_code = 3
+
+
+class _NotEndedInTime(click.ClickException):
+    exit_code = 4
 
 
 class _Commands(click.Group):
-    """Commands whose expected errors are one sentence on stderr and exit status 1, 3 or 4."""
+    """Commands whose expected errors are one sentence on stderr and an exit status that a script can tell apart."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except JobFailed as error:
+            raise _EndedWithoutPictures(str(error)) from error
+        except JobUnfinished as error:
+            raise _NotEndedInTime(str(error)) from error
         except DarkroomError as error:
-            refusal = click.ClickException(str(error))
-            refusal.exit_code = exit_code_of(error)
-            raise refusal from error
-
-
-def exit_code_of(error: DarkroomError) -> int:
-    """The exit status that tells this error."""
-    match error:
-        case JobFailed():
-            return ENDED_WITHOUT_PICTURES
-        case JobUnfinished():
-            return NOT_ENDED_IN_TIME
-        case _:
-            return 1
+            raise click.ClickException(str(error)) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

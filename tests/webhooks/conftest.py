@@ -11,13 +11,14 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import func, select, tuple_, update
 
 from darkroom import jobs
 from darkroom.db import Database, now
 from darkroom.jobs import ImageRecord, JobClass, NewJob
-from darkroom.models import DeliveryState, WebhookDelivery
+from darkroom.models import DeliveryState, JobEvent, WebhookCursor, WebhookDelivery
 from darkroom.params import GenerationParams
+from darkroom.stack.servers import wait_until
 from darkroom.webhooks import deliveries
 from darkroom.webhooks.courier import Courier
 from darkroom.webhooks.deliveries import Claimed, DeliveryRecord
@@ -183,8 +184,18 @@ class Post:
         self.set(WebhookDelivery, WebhookDelivery.state == "pending", due_at=now(-1))
 
     def plan(self) -> None:
-        while deliveries.plan(self.database):
-            pass
+        """Plan all that has happened. A transaction of PostgreSQL's own may hold that up for a moment."""
+
+        def is_planned() -> bool:
+            while deliveries.plan(self.database):
+                pass
+            place = tuple_(JobEvent.xid, JobEvent.position)
+            with self.database.read() as session:
+                cursor = session.execute(select(WebhookCursor.xid, WebhookCursor.position)).one_or_none()
+                left = select(func.count()).select_from(JobEvent).where(place > tuple_(*(cursor or (0, 0))))
+                return session.scalar(left) == 0
+
+        wait_until(is_planned, seconds=30, refusal=lambda: "the history is not planned to its end")
 
     def claim(self) -> Claimed:
         claimed = deliveries.claim(self.database)

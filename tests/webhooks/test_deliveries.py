@@ -358,7 +358,7 @@ def test_event_that_commits_late_is_not_skipped(post):
     with other.write() as session:
         move(session, Job.id == late, jobs.JobState.CANCELED, {})
         jobs.cancel(post.database, early, owner="ann")
-        post.plan()
+        deliveries.plan(post.database)
         seen_meanwhile = {each.job_id for each in post.list()}
     post.plan()
     other.dispose()

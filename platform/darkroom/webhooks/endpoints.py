@@ -9,6 +9,7 @@ import structlog
 import uuid_utils.compat
 from sqlalchemy import case, delete, func, insert, null, select, update
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.elements import ColumnElement
 
 from darkroom.db import Database, now
 from darkroom.errors import TooManyWebhooks, WebhookNotFound
@@ -158,10 +159,9 @@ def rotate_job_secret(database: Database, *, owner: str) -> str:
     return secret
 
 
-def keys_of(row: type[WebhookEndpoint] | type[WebhookSecret]) -> tuple[object, object]:
-    """The columns of the secrets that sign now."""
-    is_kept = row.previous_secret_expires_at > now()
-    return row.secret, case((is_kept, row.previous_secret), else_=None)
+def earlier_secret(row: type[WebhookEndpoint] | type[WebhookSecret]) -> ColumnElement[str | None]:
+    """The secret before the last rotation, as long as it still signs."""
+    return case((row.previous_secret_expires_at > now(), row.previous_secret), else_=None)
 
 
 def _record(endpoint: WebhookEndpoint) -> EndpointRecord:

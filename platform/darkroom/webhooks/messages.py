@@ -4,17 +4,19 @@ No prompt is in it: whoever may see that can ask for the job. Addresses are rela
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from darkroom.db import Database
 from darkroom.models import Image, Job, JobEvent, JobState, WebhookEndpoint, WebhookSecret
 from darkroom.webhooks.deliveries import Claimed
-from darkroom.webhooks.endpoints import job_secret, keys_of
+from darkroom.webhooks.endpoints import earlier_secret, job_secret
 from darkroom.webhooks.subscriptions import PREFIX, STATE_AFTER
 
 
@@ -31,29 +33,33 @@ def compose(database: Database, claimed: Claimed) -> Message | None:
     """Read what a delivery says, and to whom. None when its job or its endpoint was deleted in the meantime."""
     if claimed.endpoint_id is None:
         job_secret(database, owner=claimed.owner)  # from now on there is one
+    line = select(JobEvent).where(JobEvent.job_id == claimed.job_id, JobEvent.seq == claimed.seq)
     with database.read() as session:
-        event = session.scalars(
-            select(JobEvent).where(JobEvent.job_id == claimed.job_id, JobEvent.seq == claimed.seq)
-        ).one_or_none()
+        event = session.scalars(line).one_or_none()
         job = session.get(Job, claimed.job_id)
-        if event is None or job is None:
+        receiver = _receiver(session, claimed)
+        if event is None or job is None or receiver is None:
             return None
-        images = session.scalars(select(Image).where(Image.job_id == job.id).order_by(Image.n)).all()
-        document = _document(event, job, list(images) if event.type == JobState.SUCCEEDED else [])
-        if claimed.endpoint_id is None:
-            url = job.webhook["url"] if job.webhook else None
-            keys = session.execute(select(*keys_of(WebhookSecret)).where(WebhookSecret.owner == claimed.owner)).one()
-            found = (url, *keys)
-        else:
-            mine = select(WebhookEndpoint.url, *keys_of(WebhookEndpoint))
-            found = session.execute(mine.where(WebhookEndpoint.id == claimed.endpoint_id)).one_or_none()  # type: ignore[assignment]
-    if found is None or found[0] is None:
-        return None
-    url, *signing = found
-    return Message(str(url), json.dumps(document).encode(), tuple(str(key) for key in signing if key))
+        shown = select(Image).where(Image.job_id == job.id).order_by(Image.n)
+        images = session.scalars(shown).all() if event.type == JobState.SUCCEEDED else []
+        body = json.dumps(_document(event, job, images)).encode()
+    url, *keys = receiver
+    return Message(url, body, tuple(key for key in keys if key))
 
 
-def _document(event: JobEvent, job: Job, images: list[Image]) -> dict[str, Any]:
+def _receiver(session: Session, claimed: Claimed) -> tuple[str, str, str | None] | None:
+    """The address, and the secrets that sign for it now."""
+    if claimed.endpoint_id is not None:
+        registered = select(WebhookEndpoint.url, WebhookEndpoint.secret, earlier_secret(WebhookEndpoint))
+        found = session.execute(registered.where(WebhookEndpoint.id == claimed.endpoint_id)).one_or_none()
+        return (found[0], found[1], found[2]) if found else None
+    webhook = session.scalar(select(Job.webhook).where(Job.id == claimed.job_id))
+    keys = select(WebhookSecret.secret, earlier_secret(WebhookSecret)).where(WebhookSecret.owner == claimed.owner)
+    secret, earlier = session.execute(keys).one()
+    return (webhook["url"], secret, earlier) if webhook else None
+
+
+def _document(event: JobEvent, job: Job, images: Iterable[Image]) -> dict[str, Any]:
     path = f"/api/v1/jobs/{job.id}"
     return {
         "type": PREFIX + event.type,

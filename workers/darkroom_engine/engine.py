@@ -103,7 +103,7 @@ class Engine:
         tuning = tuning or Tuning()
         check_tuning(name, tuning, self._runner.device)
         model = load_model(name, family, source=source, revision=revision, dtype=dtype, device=self._runner.device)
-        apply_tuning(model, tuning)
+        apply_tuning(name, model, tuning)
         return self.add(name, model, source=source, tuning=tuning)
 
     def load_lora(self, model: str, name: str, *, source: str, revision: str | None = None) -> None:
@@ -158,7 +158,7 @@ class Engine:
                 prompt="",
                 width=width,
                 height=height,
-                num_inference_steps=1,
+                num_inference_steps=2,  # one is too few for some samplers
                 guidance_scale=1.0,
                 sampler=self._models[name].samplers[0],
                 seed=0,

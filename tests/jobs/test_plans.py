@@ -14,6 +14,7 @@ from darkroom import jobs, keys
 from darkroom.db import Database
 from darkroom.jobs import JobClass, JobState, Lines, NewJob
 from darkroom.keys import Quotas
+from darkroom.jobs.submitting import start_tag_of
 from darkroom.models import Job
 
 NUM_ENDED = 6000
@@ -56,7 +57,7 @@ def statements() -> Iterator[list[tuple[str, Any]]]:
     sent: list[tuple[str, Any]] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        if "jobs" in statement and not statement.startswith("INSERT"):
+        if "jobs" in statement and "INSERT INTO" not in statement:
             sent.append((statement, parameters))
 
     event.listen(Engine, "before_cursor_execute", note)
@@ -78,12 +79,18 @@ def submit_with_quota(queue: Any) -> None:
         jobs.submit(queue.database, NewJob("small", params, JobClass.BULK, 3600), owner="bob", key_id=key.id)
 
 
+def look_up_tag(queue: Any) -> None:
+    """What an INSERT has inside it."""
+    with queue.database.write() as session:
+        start_tag_of(session, "bob", "small", JobClass.BULK)
+
+
 STATEMENTS: dict[str, Callable[[Any], object]] = {
     "claim": lambda queue: queue.claim("second", num_held=0),
     "claim from where the line is remembered": lambda queue: queue.claim("second", num_held=0, lines=cut_line()),
     "claim in company": lambda queue: queue.claim("first"),
     "claim of several models": lambda queue: queue.claim("first", models=("small", "large")),
-    "submit": lambda queue: queue.submit("bob"),
+    "submit": look_up_tag,
     "submit with a quota": submit_with_quota,
     "heartbeat": lambda queue: queue.beat("first"),
     "cancel": lambda queue: queue.cancel(jobs.front_of_queue(queue.database, model="small", limit=1)[0]),

@@ -11,10 +11,10 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 export PROMPT OUTPUT PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint bench clean
+.PHONY: help demo up test lint bench bench-gpu clean
 
 help: ## Show this help
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/run.stamp ## Develop one picture, the whole way: make demo PROMPT="a red house" [OUTPUT=demo.png]
 	@$(BIN)/darkroom demo --prompt "$$PROMPT" --output "$$OUTPUT"
@@ -33,6 +33,9 @@ lint: .venv/test.stamp ## Check format, style, types and the arrows between modu
 
 bench: .venv/test.stamp ## Run the benchmarks and print their tables
 	$(BIN)/python -m pytest -m bench -s tests
+
+bench-gpu: .venv/test.stamp ## Measure the engine on one CUDA GPU and print the tables, in under eight minutes
+	$(BIN)/python tests/bench/gpu.py
 
 clean: ## Remove everything that make has made
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis demo.png

@@ -47,8 +47,10 @@ def check_tuning(name: str, tuning: Tuning, device: torch.device) -> None:
         raise ModelLoadError(name, f"cuda_graphs needs a CUDA device, and this one is {device}")
 
 
-def apply_tuning(model: Family, tuning: Tuning) -> None:
-    """Lay out the weights as the switches say."""
+def apply_tuning(name: str, model: Family, tuning: Tuning) -> None:
+    """Lay out the weights as the switches say. Raises ModelLoadError for a switch that this model does not have."""
+    if tuning.cuda_graphs and not model.is_recordable:
+        raise ModelLoadError(name, f"cuda_graphs cannot be had with family {model.family!r}")
     if tuning.channels_last:
         for module in _modules(model):
             _lay_out(module)

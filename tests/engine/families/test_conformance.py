@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from diffusers import DiffusionPipeline
 from tiny_pipelines import TinyFamily, picture_of
 from torch import Tensor
 
-from darkroom_engine import Engine, Handle, InvalidRequest, Request
+from darkroom_engine import Engine, Handle, InvalidRequest, ModelLoadError, Request, Tuning
+from darkroom_engine.tuning import apply_tuning
 
 # diffusers runs the two halves of guidance in one forward or in two, and pads or does not: the order of float32 sums
 # changes, and a value may fall on the other side of a rounding.
@@ -117,6 +119,34 @@ def test_a_picture_is_the_same_alone_and_in_a_mixed_batch(
         alone = step_all(engine, request)[request.seed]
         difference = (together[request.seed] - alone).abs().max() / alone.abs().max()
         assert difference < TOLERANCE, request
+
+
+def test_graphs_are_refused_where_prompts_or_pipelines_steer_the_forward(
+    engine: Engine, name: str, tiny: TinyFamily
+) -> None:
+    model = engine._runner.models[name]
+    assert model.is_recordable == (tiny.family not in ("qwen-image", "z-image", "whole"))
+    if not model.is_recordable:
+        with pytest.raises(ModelLoadError, match=f"cuda_graphs cannot be had with family '{tiny.family}'"):
+            apply_tuning(name, model, Tuning(cuda_graphs=True))
+
+
+def test_a_row_is_the_same_whatever_shares_its_forward(engine: Engine, name: str, tiny: TinyFamily, ask: Ask) -> None:
+    if tiny.family == "whole":
+        return  # its forwards are one pipeline's after the other
+    runner, model = engine._runner, engine._runner.models[name]
+    prompts = ["", "a red house", "a red house by the sea, seen from above, at night, under many stars"]
+    developments = [runner.prepare(ask(prompt=prompt, seed=seed)) for seed, prompt in enumerate(prompts)]
+    with torch.inference_mode():
+        for development in developments:
+            runner._start(model, development)
+        latents = [d.latents.expand(d.num_rows, *d.latents.shape[1:]) for d in developments if d.latents is not None]
+        timesteps = [torch.full((len(rows),), 100.0 * n + 7) for n, rows in enumerate(latents)]
+        conditionings = [d.conditioning for d in developments if d.conditioning is not None]
+        together = model.denoise(torch.cat(latents), torch.cat(timesteps), model.stack(conditionings))
+        alone = [model.denoise(*inputs) for inputs in zip(latents, timesteps, conditionings, strict=True)]
+    assert len(together) == sum(len(rows) for rows in latents) > len(prompts) - 1
+    assert (together - torch.cat(alone)).abs().max() < TOLERANCE * together.abs().max()
 
 
 def test_prompts_of_any_length_share_a_forward(engine: Engine, ask: Ask) -> None:

@@ -64,6 +64,8 @@ class Family(Protocol):
     optional: ClassVar[frozenset[str]]
     # Parts that are left out even where the folder has them, and what the pipeline gets in their place.
     left_out: ClassVar[Mapping[str, Any]]
+    # Whether `denoise` launches the same work whatever its inputs hold, so that a recording of it can be replayed.
+    is_recordable: ClassVar[bool]
     features: frozenset[str]
     scheduler_config: Mapping[str, Any]
     latent_multiple: int

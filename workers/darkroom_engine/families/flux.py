@@ -34,6 +34,7 @@ class Flux:
     }
     optional: ClassVar[frozenset[str]] = frozenset()
     left_out: ClassVar[Mapping[str, Any]] = {"image_encoder": None, "feature_extractor": None}
+    is_recordable: ClassVar[bool] = True
 
     def __init__(self, pipeline: Any, device: torch.device) -> None:
         self._device = device

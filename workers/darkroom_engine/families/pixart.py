@@ -34,6 +34,7 @@ class PixArt:
     }
     optional: ClassVar[frozenset[str]] = frozenset()
     left_out: ClassVar[Mapping[str, Any]] = {}
+    is_recordable: ClassVar[bool] = True
 
     def __init__(self, pipeline: Any, device: torch.device) -> None:
         self._device = device

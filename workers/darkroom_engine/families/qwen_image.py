@@ -35,6 +35,7 @@ class QwenImage:
     }
     optional: ClassVar[frozenset[str]] = frozenset()
     left_out: ClassVar[Mapping[str, Any]] = {}
+    is_recordable: ClassVar[bool] = False
 
     def __init__(self, pipeline: Any, device: torch.device) -> None:
         if pipeline.transformer.config.guidance_embeds:

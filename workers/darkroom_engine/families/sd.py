@@ -43,6 +43,7 @@ class StableDiffusion:
         "image_encoder": None,
         "requires_safety_checker": False,
     }
+    is_recordable: ClassVar[bool] = True
 
     def __init__(self, pipeline: StableDiffusionPipeline, device: torch.device) -> None:
         self._pipeline = pipeline

@@ -39,6 +39,7 @@ class StableDiffusion3:
         {"text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3"}
     )
     left_out: ClassVar[Mapping[str, Any]] = {"image_encoder": None, "feature_extractor": None}
+    is_recordable: ClassVar[bool] = True
 
     def __init__(self, pipeline: Any, device: torch.device) -> None:
         self._device = device

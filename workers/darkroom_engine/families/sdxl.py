@@ -46,6 +46,7 @@ class StableDiffusionXL:
         "image_encoder": None,
         "add_watermarker": False,
     }
+    is_recordable: ClassVar[bool] = True
 
     def __init__(self, pipeline: StableDiffusionXLPipeline, device: torch.device) -> None:
         self._pipeline = pipeline

@@ -47,6 +47,7 @@ class WholePipeline:
     components: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     optional: ClassVar[frozenset[str]] = frozenset()
     left_out: ClassVar[Mapping[str, Any]] = {}
+    is_recordable: ClassVar[bool] = False
 
     def __init__(self, pipeline: Any, device: torch.device) -> None:
         self._class = type(pipeline)

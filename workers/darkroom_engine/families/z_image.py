@@ -33,6 +33,7 @@ class ZImage:
     }
     optional: ClassVar[frozenset[str]] = frozenset()
     left_out: ClassVar[Mapping[str, Any]] = {}
+    is_recordable: ClassVar[bool] = False
 
     def __init__(self, pipeline: Any, device: torch.device) -> None:
         self._device = device

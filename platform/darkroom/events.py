@@ -6,7 +6,7 @@ The history is complete and ordered: page, poll and stream read this one log. Th
 
 import json
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,7 +14,7 @@ from uuid import UUID
 
 import redis
 import structlog
-from sqlalchemy import BigInteger, Insert, Text, and_, cast, func, insert, or_, select, text
+from sqlalchemy import JSON, BigInteger, Insert, Text, and_, cast, func, insert, literal, or_, select, text
 from sqlalchemy.orm import Session
 
 from darkroom.brokers import REDIS_REST_SECONDS, LossyRedis
@@ -69,7 +69,15 @@ def line(session: Session, job_id: UUID, *, seq: int, type: str, payload: Mappin
 def _xid(session: Session) -> Any:
     """The transaction's own number, which orders events of several jobs: see read_all."""
     is_postgresql = session.get_bind().dialect.name == "postgresql"
-    return cast(cast(func.pg_current_xact_id(), Text), BigInteger) if is_postgresql else 0
+    return cast(cast(func.pg_current_xact_id(), Text), BigInteger) if is_postgresql else literal(0)
+
+
+def append_first(session: Session, batch_id: UUID, job_ids: Iterable[UUID], *, type: str) -> None:
+    """Begin the histories of a batch's jobs, which were just stored, in the order of their ids."""
+    told = (literal(1), literal(type), literal({}, JSON()), _xid(session))
+    first = select(Job.id, *told).where(Job.batch_id == batch_id).order_by(Job.id)
+    session.execute(insert(JobEvent).from_select(["job_id", "seq", "type", "payload", "xid"], first))
+    session.info.setdefault(MOVED, []).extend(job_ids)
 
 
 def append_all(session: Session, seqs: Mapping[UUID, int], *, type: str, payload: Mapping[str, Any]) -> None:

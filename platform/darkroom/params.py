@@ -153,7 +153,7 @@ def _limit_errors_of_the_rest(
 
 
 def _limit_errors(params: GenerationParams, entry: ModelEntry) -> Iterator[FieldError]:
-    limits, words = entry.limits, limits_in_words(entry)
+    limits = entry.limits
     checks: dict[str, Callable[[], str | None]] = {
         "prompt": lambda: _text_problem(params.prompt, limits.max_prompt_characters, minimum=1),
         "negative_prompt": lambda: _text_problem(params.negative_prompt, limits.max_prompt_characters, minimum=0),
@@ -174,6 +174,7 @@ def _limit_errors(params: GenerationParams, entry: ModelEntry) -> Iterator[Field
     problems = {field: problem for field, check in checks.items() if (problem := check())}
     if not {"width", "height"} & problems.keys() and params.width * params.height > limits.max_pixels:
         problems["width"] = f"{params.width} x {params.height} is {params.width * params.height} pixels"
+    words = limits_in_words(entry) if problems else {}
     return (FieldError(field, problem, words[field]) for field, problem in problems.items())
 
 

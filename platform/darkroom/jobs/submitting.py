@@ -239,7 +239,7 @@ def _insert_all(
     for ttl_seconds in {new.ttl_seconds for new in made.values()}:
         group = [rows[job_id] for job_id, new in made.items() if new.ttl_seconds == ttl_seconds]
         session.execute(insert(table_of(Job)).values(deadline_at=now(ttl_seconds)).inline(), group)
-    events.append_all(session, dict.fromkeys(made, 1), type=JobState.QUEUED, payload={})
+    events.append_first(session, batch_id, made, type=JobState.QUEUED)
 
 
 def _insert(session: Session, values: dict[str, Any]) -> Job:

@@ -161,7 +161,7 @@ def _share(flops: float, place: Place) -> float:
 
 
 def jobs(subject: Subject, *, mixed: bool, number: int) -> list[Request]:
-    draw = random.Random(7)  # noqa: S311 - the same jobs in every run
+    draw = random.Random(7)
     return [
         Request(
             model=MODEL,
@@ -262,12 +262,12 @@ def against_diffusers(subject: Subject, place: Place) -> None:
 
 
 def open_loop(subject: Subject, place: Place, *, seconds: float) -> None:
-    """Poisson arrivals at 0.8 of what one job at a time can do: latencies, ours measured, the others' by their times."""
+    """Poisson arrivals at 0.8 of what one job at a time can do: our latencies, and those that its times would give."""
     engine = engine_for(subject, place, GRAPHED if place.device.type == "cuda" else Tuning())
     sample = jobs(subject, mixed=True, number=8)
     service = run_one_by_one(subject, sample)
     rate = 0.8 / statistics.mean(service)
-    draw = random.Random(11)  # noqa: S311
+    draw = random.Random(11)
     arrivals = list(itertools.accumulate(draw.expovariate(rate) for _ in range(max(8, int(seconds * rate)))))
     requests = [replace(sample[n % len(sample)], seed=1000 + n) for n in range(len(arrivals))]
     latencies: list[float] = []

@@ -3,6 +3,7 @@
 Knows no benchmark. A request is bytes, an answer is its status and its time; bodies are read and dropped.
 """
 
+import math
 import selectors
 import socket
 import time
@@ -114,9 +115,11 @@ def offer(
     seconds: float,
     num_connections: int,
     rate: float | None = None,
+    most: float = math.inf,
 ) -> Load:
     """Offer requests for so long: at a fixed rate, whether or not they are answered, or as fast as they are answered.
 
+    It ends early when `most` were sent and answered.
     At a fixed rate a request that finds no free connection waits for one, and its latency counts that wait.
     """
     load = Load()
@@ -127,11 +130,11 @@ def offer(
         num_sent = 0
         while True:
             now = time.perf_counter()
-            is_over = now - began >= seconds
+            is_over = now - began >= seconds or num_sent >= most
             if is_over and len(free) == num_connections:
                 break
             assert now - began < seconds + PATIENCE_SECONDS, "the server answers no more"
-            while free and (not is_over or (rate and began + num_sent / rate < began + seconds)):
+            while free and num_sent < most and (not is_over or (rate and num_sent / rate < seconds)):
                 due = began + num_sent / rate if rate else now
                 if due > now:
                     break

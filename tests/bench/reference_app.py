@@ -1,4 +1,4 @@
-"""What one writes without Darkroom: Flask, Celery on Redis, AsyncResult. Jobs live in the broker, and so does their end.
+"""What one writes without Darkroom: Flask, Celery on Redis, AsyncResult. The broker holds the jobs and how they ended.
 
 Run as a program with `worker` it is the Celery worker; `load` makes the web application.
 """

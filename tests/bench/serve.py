@@ -1,4 +1,4 @@
-"""Run as a program: serves one of the measured applications on Darkroom's own server, with the environment's settings."""
+"""Run as a program: serves a measured application on Darkroom's own server, with the environment's settings."""
 
 import sys
 

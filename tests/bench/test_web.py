@@ -26,6 +26,7 @@ FIXED_SECONDS = 4.0
 BATCH_SIZE = 1000
 NUM_BATCHES = 20
 NUM_STREAMS = 500
+AT_ONCE = {"Prefer": "wait=0"}
 BODY = json.dumps({"prompt": "a red house by the sea", "seed": 1}).encode()
 
 
@@ -41,9 +42,7 @@ def in_turns(cases: dict[str, tuple[Served, Any]]) -> dict[str, list[Load]]:
     loads: dict[str, list[Load]] = {name: [] for name in cases}
     for _ in range(NUM_ROUNDS):
         for name, (served, request_of) in cases.items():
-            loads[name].append(
-                offer(served.port, request_of, seconds=ROUND_SECONDS, num_connections=NUM_CONNECTIONS)
-            )
+            loads[name].append(offer(served.port, request_of, seconds=ROUND_SECONDS, num_connections=NUM_CONNECTIONS))
     return loads
 
 
@@ -119,11 +118,14 @@ def test_batch_submit(deployment: Deployment) -> None:
     payload = request("POST", "/api/v1/jobs/batch", body=body)
     seconds = []
     for _ in range(NUM_BATCHES):
-        load = offer(darkroom.port, lambda _: payload, seconds=0.001, num_connections=1)
+        load = offer(darkroom.port, lambda _: payload, seconds=WARM_UP_SECONDS, num_connections=1, most=1)
         assert set(load.statuses) == {202}, load.statuses
         seconds += load.latencies
     row = Load(seconds, seconds=sum(seconds)).row()
-    report("batch_submit", {f"batches of {BATCH_SIZE}": row | {"jobs_per_s": round(BATCH_SIZE * len(seconds) / sum(seconds))}})
+    report(
+        "batch_submit",
+        {f"batches of {BATCH_SIZE}": row | {"jobs_per_s": round(BATCH_SIZE * len(seconds) / sum(seconds))}},
+    )
 
 
 def memory_mebibytes(served: Served) -> int:
@@ -163,9 +165,15 @@ def test_waiting_calls_beside_plain_gets(deployment: Deployment) -> None:
         while len(calls) < count:
             calls.append(socket.create_connection(("127.0.0.1", darkroom.port)))
             calls[-1].sendall(waiting)
+        while (
+            count
+            and ask(darkroom, request("POST", "/api/v1/jobs", body=BODY, headers=AT_ONCE, is_kept=False))[0][9:12]
+            != b"503"
+        ):
+            pass  # until all of them wait
         load = offer(darkroom.port, lambda _: plain, seconds=FIXED_SECONDS, num_connections=NUM_CONNECTIONS, rate=50)
         rows[f"{count} waiting calls"] = load.row(rss_mib=memory_mebibytes(darkroom))
-    load = offer(darkroom.port, lambda _: waiting, seconds=1.0, num_connections=1)
+    load = offer(darkroom.port, lambda _: waiting, seconds=WARM_UP_SECONDS, num_connections=1)
     rows["one more waiting call"] = load.row()
     for call in calls:
         call.close()

@@ -20,6 +20,7 @@ from darkroom_engine.families.sana import Sana
 from darkroom_engine.families.sd import StableDiffusion
 from darkroom_engine.families.sd3 import StableDiffusion3
 from darkroom_engine.families.sdxl import StableDiffusionXL
+from darkroom_engine.families.single_file import SingleFile
 from darkroom_engine.families.whole import WholePipeline
 from darkroom_engine.families.z_image import ZImage
 from darkroom_engine.sources import find_model
@@ -63,9 +64,11 @@ class LoadedModel:
 def load_model(
     name: str, family: str | None, *, source: str, revision: str | None, dtype: str | None, device: torch.device
 ) -> Family:
-    """Load weights from "seeded:<n>", a folder or a hub id; only the last uses the network. Raises ModelLoadError.
+    """Load weights from "seeded:<n>", a folder, a file or the hub; only the last uses the network.
 
-    Which family it is, the folder says by its pipeline class; `family` is what the caller holds it for.
+    Which family it is, a folder says by its pipeline class, and a file by its tensors; `family` is what the caller
+    holds it for. On the hub, "<owner>/<name>" is a folder, and "<owner>/<name>/<file>.safetensors" a file of it. Raises
+    ModelLoadError.
     """
     if family is not None and family not in FAMILIES:
         raise ModelLoadError(name, f"family {family!r} is unknown; known are: {', '.join(FAMILIES)}")
@@ -79,15 +82,28 @@ def load_model(
     def left_out(index: Path) -> Mapping[str, Any]:
         return _family_of(ModelFolder(name, index.parent), family).left_out
 
-    folder = ModelFolder(name, find_model(name, source, revision, left_out=left_out))
-    family_class = _family_of(folder, family)
+    path = find_model(name, source, revision, left_out=left_out)
+    checkpoint = SingleFile(name, path) if path.is_file() else ModelFolder(name, path)
+    family_class = _family_of(checkpoint, family)
     try:
-        return family_class(folder.load_pipeline(family_class, torch_dtype), device)
+        return family_class(checkpoint.load_pipeline(family_class, torch_dtype), device)
     except UnfitPipeline as error:
-        raise ModelLoadError(name, f"{folder.path}: {error.reason}") from error
+        raise ModelLoadError(name, f"{path}: {error.reason}") from error
 
 
-def _family_of(folder: ModelFolder, wanted: str | None) -> type[Family]:
+def _family_of(checkpoint: ModelFolder | SingleFile, wanted: str | None) -> type[Family]:
+    if isinstance(checkpoint, SingleFile):
+        family = FAMILIES[checkpoint.family]
+    else:
+        family = _family_of_folder(checkpoint)
+    if wanted not in (None, family.family):
+        raise ModelLoadError(
+            checkpoint.name, f"{checkpoint.path} is of family {family.family!r}, and was to be {wanted!r}"
+        )
+    return family
+
+
+def _family_of_folder(folder: ModelFolder) -> type[Family]:
     known = (family for family in FAMILIES.values() if folder.pipeline_class in family.pipelines)
     family = next(known, WholePipeline)
     pipeline_class = getattr(diffusers, folder.pipeline_class, None)
@@ -95,6 +111,4 @@ def _family_of(folder: ModelFolder, wanted: str | None) -> type[Family]:
         raise ModelLoadError(
             folder.name, f"{folder.path} is a {folder.pipeline_class}, which is no pipeline of diffusers"
         )
-    if wanted not in (None, family.family):
-        raise ModelLoadError(folder.name, f"{folder.path} is of family {family.family!r}, and was to be {wanted!r}")
     return family

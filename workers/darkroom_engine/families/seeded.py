@@ -10,6 +10,7 @@ from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, U
 from torch import Generator, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from darkroom_engine.families.clip_tokenizer import byte_symbols
 from darkroom_engine.quiet import quiet
 
 MAX_TOKENS = 128
@@ -43,17 +44,10 @@ def build(seed: int, dtype: torch.dtype = torch.float32) -> StableDiffusionPipel
 
 def _tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer without merges: every byte of the prompt is a token."""
-    symbols = _byte_symbols()
+    symbols = byte_symbols()
     words = [*symbols, *(symbol + "</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: number for number, word in enumerate(words)}
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=MAX_TOKENS)
-
-
-def _byte_symbols() -> list[str]:
-    """The 256 printable characters that byte-level tokenizers write bytes as (GPT-2's table)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [*map(chr, printable), *(chr(256 + place) for place in range(len(others)))]
 
 
 def _text_encoder() -> CLIPTextModel:

@@ -78,7 +78,7 @@ def test_row_tells_the_other_names_the_default_and_the_limit(documented: dict[st
 def test_retention_page_gives_the_defaults_in_force() -> None:
     table = rows((DOCS / "retention.md").read_text())
     shown = {name: cells[1] for name, cells in table.items() if len(cells) == 3}
-    for name in ("retention_succeeded_days", "retention_other_days", "job_ttl_seconds"):
+    for name in ("retention_succeeded_days", "retention_other_days", "retention_uploads_days", "job_ttl_seconds"):
         field = Settings.model_fields[name]
         assert shown.pop(names(name, field)[0]) == default(field)
     assert shown == {}

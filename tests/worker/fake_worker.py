@@ -11,10 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from darkroom import logs
 from darkroom.config import load_settings
@@ -22,7 +24,7 @@ from darkroom.errors import DarkroomError
 from darkroom.fleet import WorkerFacts
 from darkroom.stack.leash import tie
 from darkroom_engine.errors import DeadlineExceeded, EngineError, EngineStopped, RequestCanceled, RequestFailed
-from darkroom_engine.request import Handle, Request
+from darkroom_engine.request import Handle, Preview, Request
 from darkroom_worker.app import open_database, serve
 from darkroom_worker.worker import StallLimits
 
@@ -31,7 +33,7 @@ CRASH_STEP = 20
 
 
 class FakeEngine:
-    """Develops a gray picture in as many ticks as steps, unless the prompt orders something else.
+    """Develops a gray picture, or the one it began from, in as many ticks as steps, unless the prompt orders otherwise.
 
     wait:<file>          until the file is there
     first-only:<file>    picture 0 of a job with seed 0 at once, the others when the file is there
@@ -74,6 +76,8 @@ class FakeEngine:
 
     def _step(self, handle: Handle) -> None:
         request, progress = handle.request, handle.progress
+        if handle.is_watched(time.monotonic()):
+            handle.preview = Preview(progress.step, partial(_picture, request))
         order, _, file = request.prompt.partition(":")
         if handle.is_canceled:
             self._end(handle, "dropped", RequestCanceled())
@@ -90,7 +94,7 @@ class FakeEngine:
         elif progress.step < request.num_inference_steps:
             handle.advance("denoise", progress.step + 1)
         else:
-            handle.succeed(np.full((request.height, request.width, 3), request.seed % 256, np.uint8), "fake")
+            handle.succeed(_picture(request), "fake", walk=_walk(request))
             self._note("developed", request)
 
     def _may_end(self, order: str, file: str, request: Request) -> bool:
@@ -113,6 +117,20 @@ class FakeEngine:
         """One line in the journal that all fake engines share; a short append is never torn."""
         with (self._control / "journal").open("a") as journal:
             journal.write(f"{os.getpid()} {word} {request.prompt}\n")
+
+
+def _picture(request: Request) -> npt.NDArray[np.uint8]:
+    """The picture that the request began from, or one as gray as its seed."""
+    if request.image is not None:
+        return request.image
+    return np.full((request.height, request.width, 3), request.seed % 256, np.uint8)
+
+
+def _walk(request: Request) -> npt.NDArray[np.uint8] | None:
+    """Frames from black to the picture."""
+    picture = _picture(request).astype(float)
+    frames = [picture * n / (request.num_walk_frames - 1) for n in range(request.num_walk_frames)]
+    return np.stack(frames).astype(np.uint8) if frames else None
 
 
 def work(control: Path, limits: Mapping[str, float]) -> None:

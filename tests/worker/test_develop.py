@@ -14,10 +14,18 @@ from PIL import Image
 from darkroom import jobs
 from darkroom.jobs import Claim, JobClass, JobState, Lines
 from darkroom.params import GenerationParams
+from darkroom.previews import MAX_PREVIEW_BYTES
 from darkroom_engine.errors import RequestCanceled
 from darkroom_engine.request import Handle, Request
-from darkroom_worker.develop import UPLOAD, Developer, Held, to_requests
-from darkroom_worker.images import THUMB_PIXELS, encode, encode_thumb
+from darkroom_worker.develop import UPLOAD, WALK_FRAMES, Developer, Held, to_requests
+from darkroom_worker.images import (
+    PREVIEW_PIXELS,
+    THUMB_PIXELS,
+    encode,
+    encode_preview,
+    encode_thumb,
+    encode_walk,
+)
 
 FIELDS: dict[str, Any] = {
     "prompt": "a red house",
@@ -32,6 +40,12 @@ FIELDS: dict[str, Any] = {
     "format": "png",
     "quality": 90,
     "embed_metadata": True,
+    "init_image": None,
+    "mask": None,
+    "strength": None,
+    "loras": (),
+    "exact": False,
+    "walk": False,
 }
 OTHER: dict[str, Any] = {
     "prompt": "a green boat",
@@ -43,9 +57,21 @@ OTHER: dict[str, Any] = {
     "sampler": "ddim",
     "seed": 3,
     "num_images": 4,
+    "strength": 0.5,
+    "loras": ({"name": "ink", "weight": 0.5},),
+    "exact": True,
+    "walk": True,
+}
+# What becomes of them in each of a job's two requests, where that is not what they are.
+IN_THE_ENGINE: dict[str, tuple[str, list[Any]]] = {
+    "loras": ("loras", [(("ink", 0.5),)] * 2),
+    "exact": ("is_exact", [True, True]),
+    "walk": ("num_walk_frames", [WALK_FRAMES, 0]),
 }
 # They concern the bytes of a picture, not its development: test_endings and test_embedding see them arrive.
 OF_THE_FILE = {"embed_metadata", "format", "quality"}
+# They are read from the storage first: test_inputs.
+FETCHED = {"init_image", "mask"}
 
 
 def claim_of(seconds_left: float = 60.0, job_class: JobClass = JobClass.BULK, **fields: Any) -> Claim:
@@ -66,8 +92,8 @@ def without_deadline(requests: list[Request]) -> list[dict[str, Any]]:
 
 
 def test_every_parameter_is_known_here() -> None:
-    """A new one belongs into to_requests (and then into OTHER), or into OF_THE_FILE."""
-    assert set(GenerationParams.model_fields) == set(FIELDS) == set(OTHER) | OF_THE_FILE
+    """A new one belongs into to_requests (and then into OTHER), into OF_THE_FILE, or into FETCHED."""
+    assert set(GenerationParams.model_fields) == set(FIELDS) == set(OTHER) | OF_THE_FILE | FETCHED
 
 
 @pytest.mark.parametrize("field", sorted(OTHER))
@@ -75,7 +101,8 @@ def test_every_parameter_reaches_the_engine(field: str) -> None:
     before, after = to_requests(claim_of()), to_requests(claim_of(**{field: OTHER[field]}))
     assert without_deadline(before) != without_deadline(after)
     if field not in {"seed", "num_images"}:
-        assert [getattr(request, field) for request in after] == [OTHER[field]] * 2
+        name, values = IN_THE_ENGINE.get(field, (field, [OTHER[field]] * 2))
+        assert [getattr(request, name) for request in after] == values
 
 
 def test_each_picture_is_a_request_with_a_seed_of_its_own() -> None:
@@ -122,6 +149,25 @@ def test_a_thumb_is_a_webp_whose_longer_side_fits(size: tuple[int, int], thumb_s
     with Image.open(io.BytesIO(encode_thumb(noise(*size)))) as thumb:
         assert (thumb.format, thumb.size) == ("WEBP", thumb_size)
         assert max(thumb.size) <= THUMB_PIXELS
+
+
+@pytest.mark.parametrize(
+    ("size", "preview_size"),
+    [((64, 64), (128, 128)), ((16, 8), (128, 64)), ((24, 96), (32, 128)), ((200, 1), (128, 1))],
+)
+def test_a_preview_is_a_small_webp_of_one_size(size: tuple[int, int], preview_size: tuple[int, int]) -> None:
+    body = encode_preview(noise(*size))
+    with Image.open(io.BytesIO(body)) as preview:
+        assert (preview.format, preview.size, max(preview.size)) == ("WEBP", preview_size, PREVIEW_PIXELS)
+    assert len(body) < MAX_PREVIEW_BYTES / 4
+
+
+def test_a_walk_is_a_strip_of_its_frames() -> None:
+    frames = np.stack([np.full((300, 150, 3), level, np.uint8) for level in (0, 100, 200)])
+    with Image.open(io.BytesIO(encode_walk(frames))) as strip:
+        assert (strip.format, strip.size) == ("WEBP", (3 * 128, 256))
+        levels = [np.asarray(strip)[:, place * 128 + 20 : place * 128 + 108].mean() for place in range(3)]
+    assert levels == pytest.approx([0, 100, 200], abs=4)  # WebP is lossy
 
 
 def held_with(num_images: int) -> tuple[Held, list[Handle]]:

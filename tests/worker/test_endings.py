@@ -30,7 +30,7 @@ def test_pictures_and_thumbs_are_stored_as_their_rows_say(place: Any) -> None:
         ):
             assert (picture.format, picture.size, thumb.format) == ("WEBP", (64, 96), "WEBP")
         assert (image.num_bytes, image.width, image.height) == (len(body), 64, 96)
-    assert set(job.timings) == {"wait", "denoise", "upload"}
+    assert set(job.timings) == {"wait", "denoise", "compress", "upload"}
 
 
 @on_sqlite

@@ -157,7 +157,7 @@ def test_a_real_worker_develops_a_prompt_into_a_picture(
                 assert len(picture.getcolors(picture.width * picture.height)) > 100
             with Image.open(io.BytesIO(place.storage.get(image.thumb_key))) as thumb:
                 assert (thumb.format, thumb.size) == ("WEBP", (64, 96))
-        assert set(job.timings) == {"wait", "encode", "denoise", "decode", "upload"}
+        assert set(job.timings) == {"wait", "encode", "denoise", "decode", "compress", "upload"}
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(30) == 0, log.read_text()
     finally:

@@ -27,7 +27,7 @@ from darkroom.sweeper import Sweeper
 from darkroom_engine import EngineError
 from darkroom_worker.develop import Developer, Develops
 from darkroom_worker.transport import TRANSPORT, Waker
-from darkroom_worker.worker import Parts, StallLimits, Worker, is_alive
+from darkroom_worker.worker import Parts, StallLimits, Worker, is_alive, max_held
 
 if TYPE_CHECKING:
     from darkroom_engine import Engine
@@ -37,6 +37,9 @@ logger = structlog.get_logger(__name__)
 # After the drain nothing is left to wait for: past this the process is stuck, in a broker or on a device that does not
 # answer.
 SHUTDOWN_SECONDS = 5.0
+
+# Enough for a small model. A large one on a CPU learns what its forwards cost from its first pictures.
+CPU_WARM_UP_SECONDS = 2.0
 
 
 @click.command()
@@ -65,15 +68,36 @@ def run(settings: Settings) -> None:
     entries = _entries(settings)
     from darkroom_engine import Engine  # brings torch: seconds that neither --health nor a refusal has to wait
 
-    engine = Engine(_device(settings), settings.max_rows, num_threads=settings.worker_threads)
+    device = _device(settings)
+    engine = Engine(device, settings.max_rows, num_threads=settings.worker_threads)
     for entry in entries:
         engine.load(entry.name, family=entry.family, source=entry.source, revision=entry.revision, dtype=entry.dtype)
+    for entry in entries:
+        _warm_up(engine, entry, device)
     engine.start()
     try:
         serve(settings, database=database, engine=engine, facts=_facts(settings, engine))
     finally:
         engine.stop()
         database.dispose()
+
+
+def _warm_up(engine: "Engine", entry: ModelEntry, device: str) -> None:
+    """Measure what a model's sizes cost. Raises ConfigError where the catalog promises what this device cannot hold.
+
+    A request is held to the catalog's limits alone, so a worker that could not keep them takes none of that model.
+    """
+    sizes = [(entry.defaults.width, entry.defaults.height)]
+    if device == "cpu":
+        model = engine.warm_up(entry.name, sizes, seconds=CPU_WARM_UP_SECONDS)
+    else:
+        model = engine.warm_up(entry.name, [*sizes, entry.limits.largest_size])
+    if model.max_pixels is not None and model.max_pixels < entry.limits.max_pixels:
+        raise ConfigError(
+            f"model {entry.name}: the catalog promises pictures of {entry.limits.max_pixels} pixels, and the memory "
+            f"of this device is enough for {model.max_pixels}; lower its limits.max_pixels, or name the models of "
+            "this worker in DARKROOM_WORKER_MODELS without it"
+        )
 
 
 def open_database(settings: Settings) -> Database:
@@ -137,7 +161,7 @@ def _exit_once(*_: object) -> None:
 def _consumer(app: Celery, facts: WorkerFacts) -> Any:
     return app.Worker(
         pool="threads",
-        concurrency=facts.slots + 1,  # one more than the jobs, to hand on a doorbell that reached a full worker
+        concurrency=max_held(facts) + 1,  # one more than the jobs, to hand on a doorbell that reached a full worker
         hostname=facts.id,
         loglevel="WARNING",
         quiet=True,

@@ -1,8 +1,8 @@
 """One claimed job, from the engine to its commit. The only place where a job's parameters become engine requests."""
 
-import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -12,9 +12,9 @@ import structlog
 from darkroom import jobs
 from darkroom.db import Database
 from darkroom.errors import DatabaseUnavailable, StaleAttempt, StorageError
-from darkroom.jobs import Claim, ImageRecord
+from darkroom.jobs import Claim
 from darkroom.picture_metadata import embedded, parameters_of
-from darkroom.storage import CONTENT_TYPES, Storage, image_key, thumb_key
+from darkroom.storage import Storage
 from darkroom_engine import (
     DeadlineExceeded,
     EngineStopped,
@@ -25,13 +25,16 @@ from darkroom_engine import (
     RequestCanceled,
     RequestFailed,
 )
-from darkroom_worker.images import encode, encode_thumb
+from darkroom_worker.errors import WorkerError
+from darkroom_worker.inputs import Inputs, fetch_inputs
+from darkroom_worker.output import MAX_RETRY_PAUSE_SECONDS, RETRY_PAUSE_SECONDS, Outlet, Stored
 
 logger = structlog.get_logger(__name__)
 
+FETCH = "fetch"
 UPLOAD = "upload"
-RETRY_PAUSE_SECONDS = 1.0
-MAX_RETRY_PAUSE_SECONDS = 5.0
+WALK_FRAMES = 8
+NO_INPUTS = Inputs()
 
 
 class Develops(Protocol):
@@ -42,13 +45,25 @@ class Develops(Protocol):
 
 @dataclass
 class Held:
-    """A job in this worker's hands. `is_lost`: nothing that it still does counts any more."""
+    """A job in this worker's hands. `is_lost`: nothing that it still does counts any more.
+
+    `has_left` the engine: its pictures are all developed, and others may take its place there.
+    """
 
     claim: Claim
     handles: list[Handle] = field(default_factory=list)
     stage: str | None = None
     stage_began_at: float = field(default_factory=time.monotonic)
     is_lost: bool = False
+    has_left: bool = False
+    on_left: Callable[[], None] = lambda: None
+    # The step of the latest preview that was published of each picture.
+    shown: dict[int, int] = field(default_factory=dict)
+
+    def leave(self) -> None:
+        """Note that the engine has nothing left to do for the job."""
+        self.has_left = True
+        self.on_left()
 
     def enter(self, stage: str) -> None:
         """Note that the job has left the engine for a stage of the worker's own."""
@@ -78,8 +93,11 @@ class Held:
         return latest.stage, time.monotonic() - latest.changed_at
 
 
-def to_requests(claim: Claim) -> list[Request]:
-    """One request per picture; a deadline on the database's clock becomes one on this machine's."""
+def to_requests(claim: Claim, inputs: Inputs = NO_INPUTS) -> list[Request]:
+    """One request per picture; a deadline on the database's clock becomes one on this machine's.
+
+    A job shows the walk of its first picture.
+    """
     params = claim.params
     deadline = time.monotonic() + claim.seconds_left
     return [
@@ -95,6 +113,12 @@ def to_requests(claim: Claim) -> list[Request]:
             seed=params.seed_of(n),
             priority=int(claim.job_class),
             deadline=deadline,
+            image=inputs.image,
+            mask=inputs.mask,
+            strength=1.0 if params.strength is None else params.strength,
+            loras=tuple((lora.name, lora.weight) for lora in params.loras),
+            is_exact=params.exact,
+            num_walk_frames=WALK_FRAMES if params.walk and n == 0 else 0,
         )
         for n in range(params.num_images)
     ]
@@ -114,8 +138,8 @@ class Developer:
     ) -> None:
         self._engine = engine
         self._storage = storage
+        self._outlet = Outlet(storage, patience_seconds=patience_seconds)
         self._database = database
-        self._patience_seconds = patience_seconds
         self._embeds_metadata = embeds_metadata
 
     def develop(self, held: Held) -> None:
@@ -137,6 +161,8 @@ class Developer:
             raise
         except (RequestFailed, InvalidRequest) as error:
             self._fail(held, "develop-failed", str(error))
+        except WorkerError as error:
+            self._fail(held, error.code, str(error))
         except StorageError as error:
             self._requeue(held, f"the storage is away: {error.reason}")
             raise
@@ -153,64 +179,58 @@ class Developer:
 
     def _take_through(self, held: Held) -> None:
         claim = held.claim
-        for request in to_requests(claim):
+        inputs, fetch_timings = self._fetch(held)
+        for request in to_requests(claim, inputs):
             held.handles.append(self._engine.submit(request))
-        outputs: list[Output] = []
-        images: list[ImageRecord] = []
-        upload_seconds = 0.0
-        for n, handle in enumerate(held.handles):
-            outputs.append(handle.result())
-            held.enter(UPLOAD)
-            began = time.monotonic()
-            images.append(self._upload(held, n, outputs[-1]))
-            upload_seconds += time.monotonic() - began
-        timings = _longest(outputs) | {UPLOAD: round(upload_seconds, 4)}
+        storing: list[Future[Stored]] = []
+        try:
+            outputs = [self._store(held, n, handle, storing) for n, handle in enumerate(held.handles)]
+            held.leave()
+            walk = outputs[0].walk
+            walk_key = None if walk is None else self._outlet.store_walk(held, walk).result()
+            stored = [future.result() for future in storing]
+        except RequestCanceled:
+            for future in storing:
+                if future.done():
+                    future.result()  # raises what the others were canceled for
+            raise
+        finally:
+            for future in storing:
+                future.cancel()
         succeed = partial(
-            jobs.succeed, self._database, claim.job_id, attempt=claim.attempt, images=images, timings=timings
+            jobs.succeed,
+            self._database,
+            claim.job_id,
+            attempt=claim.attempt,
+            images=[picture.record for picture in stored],
+            timings=fetch_timings | _longest([output.timings for output in outputs]) | _longest(map(_timings, stored)),
+            walk_key=walk_key,
         )
         self._insist(held, succeed)
 
-    def _upload(self, held: Held, n: int, output: Output) -> ImageRecord:
-        claim = held.claim
-        params = claim.params
-        body = encode(output.image, params.format, quality=params.quality, texts=self._texts(claim, output))
-        height, width = output.image.shape[:2]
-        record = ImageRecord(
-            n=n,
-            key=image_key(claim.job_id, claim.attempt, n, params.format),
-            thumb_key=thumb_key(claim.job_id, claim.attempt, n),
-            content_type=CONTENT_TYPES[params.format],
-            width=width,
-            height=height,
-            num_bytes=len(body),
-            seed=output.seed,
-            sha256=hashlib.sha256(body).hexdigest(),
-        )
-        self._put(held, record.key, body, record.content_type)
-        self._put(held, record.thumb_key, encode_thumb(output.image), CONTENT_TYPES["webp"])
-        return record
+    def _store(self, held: Held, n: int, handle: Handle, storing: list[Future[Stored]]) -> Output:
+        """Wait until a picture is developed, and have it stored while the next ones still develop."""
+        output = handle.result()
+        held.enter(UPLOAD)
+        stored = self._outlet.store_picture(held, n, output, texts=self._texts(held.claim, output))
+        stored.add_done_callback(partial(_cancel_others, held.handles))
+        storing.append(stored)
+        return output
+
+    def _fetch(self, held: Held) -> tuple[Inputs, dict[str, float]]:
+        params = held.claim.params
+        if params.init_image is None:
+            return NO_INPUTS, {}
+        held.enter(FETCH)
+        began = time.monotonic()
+        inputs = fetch_inputs(self._storage, params)
+        return inputs, {FETCH: round(time.monotonic() - began, 4)}
 
     def _texts(self, claim: Claim, output: Output) -> Mapping[str, str]:
         """What the picture's file says of its making; nothing where the job or the deployment wants it so."""
         if not (self._embeds_metadata and claim.params.embed_metadata):
             return {}
         return embedded(parameters_of(claim.params, model=claim.model, seed=output.seed))
-
-    def _put(self, held: Held, key: str, body: bytes, content_type: str) -> None:
-        """Upload, again and again while the storage is away: the picture is not developed twice for a hiccup."""
-        give_up_at = held.stage_began_at + self._patience_seconds
-        pause = RETRY_PAUSE_SECONDS
-        while True:
-            if held.is_lost:
-                raise StaleAttempt(held.claim.job_id, held.claim.attempt)
-            try:
-                return self._storage.put(key, body, content_type=content_type)
-            except StorageError as error:
-                if time.monotonic() + pause > give_up_at:
-                    raise
-                logger.warning("upload_waits", job_id=str(held.claim.job_id), reason=error.reason, seconds=pause)
-                time.sleep(pause)
-                pause = min(pause * 2, MAX_RETRY_PAUSE_SECONDS)
 
     def _insist(self, held: Held, commit: Callable[[], object]) -> None:
         """Commit, however long the database is away: the fence decides afterwards whether it still counts."""
@@ -243,7 +263,21 @@ class Developer:
             logger.info("job_was_lost", job_id=str(held.claim.job_id), attempt=held.claim.attempt)
 
 
-def _longest(outputs: list[Output]) -> dict[str, float]:
+def _cancel_others(handles: list[Handle], stored: Future[Stored]) -> None:
+    """Of a job of which one picture cannot be stored, no other is wanted."""
+    if not stored.cancelled() and stored.exception():
+        for handle in handles:
+            handle.cancel()
+
+
+def _timings(stored: Stored) -> Mapping[str, float]:
+    return {"compress": stored.compress_seconds, UPLOAD: stored.upload_seconds}
+
+
+def _longest(timings: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Each stage's seconds, of the picture that took longest in it: the pictures of a job develop side by side."""
-    stages = dict.fromkeys(stage for output in outputs for stage in output.timings)
-    return {stage: round(max(output.timings.get(stage, 0.0) for output in outputs), 4) for stage in stages}
+    longest: dict[str, float] = {}
+    for seconds_of in timings:
+        for stage, seconds in seconds_of.items():
+            longest[stage] = max(longest.get(stage, 0.0), round(seconds, 4))
+    return longest

@@ -23,13 +23,17 @@ from darkroom.fleet import WorkerFacts
 from darkroom.jobs import Claim, JobClass, Lines
 from darkroom.loops import Loop
 from darkroom.models import WorkerState
+from darkroom.previews import PreviewBoard
 from darkroom.storage import Storage
 from darkroom_engine import EngineStopped
-from darkroom_worker.develop import UPLOAD, Developer, Held
+from darkroom_worker.develop import FETCH, UPLOAD, Developer, Held
+from darkroom_worker.images import encode_preview
 
 logger = structlog.get_logger(__name__)
 
 PROGRESS_SECONDS = 0.2
+# So long the engine shows a job after it was last seen to be watched.
+WATCH_SECONDS = 1.0
 # How long a busy worker may go on from where it remembers its lines to begin: so long may a job that came back wait.
 WHOLE_LINE_SECONDS = 1.0
 NO_DEVICE_EXIT_CODE = 70
@@ -70,7 +74,9 @@ class _NoRoomError(Exception):
 
 
 class Worker:
-    """Holds up to `slots` jobs, and interactive ones beyond that for which bulk ones make way.
+    """Develops up to `slots` jobs, and interactive ones beyond that for which bulk ones make way.
+
+    As many again may be on their way into the storage.
 
     All public methods may be called from any thread.
     """
@@ -94,12 +100,14 @@ class Worker:
         self._drained = threading.Event()
         self._stop = threading.Event()
         self._board = ProgressBoard(self._settings.redis_url)
+        self._previews = PreviewBoard(self._settings.redis_url)
         self._published: dict[UUID, object] = {}
-        self._pollers = ThreadPoolExecutor(2 * self._facts.slots, thread_name_prefix="poll")
+        self._pollers = ThreadPoolExecutor(max_held(self._facts), thread_name_prefix="poll")
         self._loops = [
             Loop("heartbeat", self.beat, pause_seconds=self._settings.heartbeat_seconds),
             Loop("watch", self._watch, pause_seconds=self._settings.heartbeat_seconds),
             Loop("progress", self._publish_progress, pause_seconds=PROGRESS_SECONDS),
+            Loop("previews", self._publish_previews, pause_seconds=PROGRESS_SECONDS),
         ]
         if self._settings.poll_seconds:
             self._loops.append(Loop("poll", self._poll, pause_seconds=self._settings.poll_seconds))
@@ -132,9 +140,11 @@ class Worker:
             return ()
         if self._must_run_empty and self._held:
             return ()
-        claims = [held.claim for held in self._held.values()]
-        if any(claim.is_solo for claim in claims):
+        if any(held.claim.is_solo for held in self._held.values()):
             return ()
+        claims = [held.claim for held in self._held.values() if not held.has_left]
+        if len(self._held) - len(claims) >= self._facts.slots:
+            return ()  # pictures leave more slowly than they are developed: more of them would only wait
         if len(claims) < self._facts.slots:
             return tuple(JobClass)
         # A bulk job makes way: the engine parks its requests while an interactive one's are developed.
@@ -153,6 +163,12 @@ class Worker:
         except _NoRoomError:
             return has_looked
         return True
+
+    def _make_room(self) -> None:
+        """A job's pictures are developed, and its thread is busy with storing them: let another look for the next."""
+        if self.has_room():
+            self.on_room()
+            self._kick()
 
     def _kick(self) -> None:
         try:
@@ -198,7 +214,7 @@ class Worker:
             return self._hold(claim) if claim else None
 
     def _hold(self, claim: Claim) -> Held:
-        held = Held(claim)
+        held = Held(claim, on_left=self._make_room)
         with self._lock:
             earlier = self._held.get(claim.job_id)
             self._held[claim.job_id] = held
@@ -273,7 +289,8 @@ class Worker:
 
     def _is_stalled(self, held: Held) -> bool:
         stage, age_seconds = held.stage_age_seconds
-        limit = self._settings.upload_limit_seconds * 2 if stage == UPLOAD else self._parts.stall_limits.of(stage)
+        is_of_storage = stage in {FETCH, UPLOAD}
+        limit = self._settings.upload_limit_seconds * 2 if is_of_storage else self._parts.stall_limits.of(stage)
         return limit is not None and age_seconds > limit
 
     def _watch(self) -> None:
@@ -308,6 +325,19 @@ class Worker:
         changed = {job_id: fields for job_id, fields in progress.items() if self._published.get(job_id) != fields}
         self._board.publish(changed)
         self._published = dict(progress)
+
+    def _publish_previews(self) -> None:
+        """Have the engine show what somebody watches, and pass it on."""
+        with self._lock:
+            developing = {job_id: held for job_id, held in self._held.items() if held.handles and not held.has_left}
+        for job_id in self._previews.watched(developing):
+            held = developing[job_id]
+            for n, handle in enumerate(held.handles):
+                handle.watch(WATCH_SECONDS)
+                preview = handle.preview
+                if preview and not handle.done and held.shown.get(n) != preview.step:
+                    held.shown[n] = preview.step
+                    self._previews.publish(job_id, n, step=preview.step, body=encode_preview(preview.paint()))
 
     def _listen_for_cancels(self) -> None:
         listen_for_cancels(self._settings.redis_url, on_cancel=self._on_cancel, stop=self._stop)
@@ -366,6 +396,11 @@ class Worker:
         except DatabaseUnavailable as error:
             logger.warning("left_without_a_word", reason=str(error))
         life_sign(self._settings, self._facts.id).unlink(missing_ok=True)
+
+
+def max_held(facts: WorkerFacts) -> int:
+    """How many jobs a worker can hold: its slots, as many interactive ones, and as many whose pictures are stored."""
+    return 3 * facts.slots
 
 
 def life_sign(settings: Settings, worker_id: str) -> Path:

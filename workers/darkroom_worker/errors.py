@@ -1,0 +1,25 @@
+"""What can go wrong with a job in a worker beyond what the engine and the platform have names for."""
+
+
+class WorkerError(Exception):
+    """The root. `code` is what the failed job says."""
+
+    code = "internal"
+
+
+class InputMissing(WorkerError):
+    """A picture that the job begins from is no longer stored."""
+
+    code = "input-missing"
+
+    def __init__(self, field: str) -> None:
+        super().__init__(f"{field}: the picture is no longer stored")
+
+
+class InputUnreadable(WorkerError):
+    """A picture that the job begins from cannot be decoded."""
+
+    code = "input-unreadable"
+
+    def __init__(self, field: str) -> None:
+        super().__init__(f"{field}: what is stored there is no picture that can be read")

@@ -88,6 +88,13 @@ class Decoder:
         known = dict.fromkeys((*decoded, *self._walking, *self._waiting))
         return tuple(development for development in known if not development.handle.done)
 
+    @property
+    def models_in_use(self) -> set[str]:
+        """The models that something is being decoded with, or soon will be."""
+        running = self._running[0].developments if self._running else ()
+        waiting = (*running, *self._waiting, *self._walking, *self._watched)
+        return {development.request.model for development in waiting}
+
     def adopt(self, name: str, model: Any) -> None:
         """Take in a loaded model. Of one without a VAE of its own nothing is shown before its pictures."""
         vae = getattr(model, "vae", None)

@@ -29,11 +29,12 @@ from darkroom_engine.errors import (
     RequestFailed,
     UnknownModel,
 )
-from darkroom_engine.families.base import Family
+from darkroom_engine.families.base import Family, modules_of
 from darkroom_engine.families.lora import TakesAdapters
 from darkroom_engine.memory import cpu_bound
 from darkroom_engine.models import LoadedModel, load_model
 from darkroom_engine.request import Handle, Request
+from darkroom_engine.residency import Residency, Weights
 from darkroom_engine.runner import ModelRunner
 from darkroom_engine.samplers import samplers_for
 from darkroom_engine.scheduler import Scheduler
@@ -54,10 +55,18 @@ class Engine:
     """One device, its models, and the requests in flight on it.
 
     Pictures come from `start()`, which runs a thread, or from calling `step()` until it returns False; never from both.
-    `num_threads` sets torch's threads for the whole process.
+    `num_threads` sets torch's threads for the whole process. When the models' weights are more than `max_model_bytes`,
+    those of the least recently used wait in the host's memory until a request needs them; None keeps all on the device.
     """
 
-    def __init__(self, device: str = "cpu", max_rows: int = 8, *, num_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        device: str = "cpu",
+        max_rows: int = 8,
+        *,
+        num_threads: int | None = None,
+        max_model_bytes: int | None = None,
+    ) -> None:
         if max_rows < 1:
             raise ValueError(f"max_rows is {max_rows}, and must be at least 1")
         if num_threads is not None:
@@ -68,6 +77,7 @@ class Engine:
         self._max_rows = max_rows
         self._scheduler = Scheduler(max_rows)
         self._decoder = Decoder(torch_device, self._runner.models)
+        self._residency = Residency(max_model_bytes, on_move=self._runner.forget_addresses)
         self._models: dict[str, LoadedModel] = {}
         self._inbox: deque[Development] = deque()
         self._snapshots: deque[tuple[Handle, Future[bytes]]] = deque()  # wanted
@@ -95,10 +105,10 @@ class Engine:
         dtype: str | None = None,
         tuning: Tuning | None = None,
     ) -> LoadedModel:
-        """Load a model onto the device from "seeded:<n>", a folder, or a hub id. Raises ModelLoadError.
+        """Load a model onto the device from "seeded:<n>", a folder, a single .safetensors file, or the hub.
 
-        `dtype` is float32 unless said. A family that is named must be the source's own. Only a hub id opens a
-        connection.
+        `dtype` is float32 unless said. A family that is named must be the source's own. On the hub, "<owner>/<name>" is
+        a folder, and "<owner>/<name>/<file>.safetensors" a file; only these open a connection. Raises ModelLoadError.
         """
         tuning = tuning or Tuning()
         check_tuning(name, tuning, self._runner.device)
@@ -126,6 +136,7 @@ class Engine:
             raise ModelLoadError(name, f"a model of that name is loaded already, from {self._models[name].source}")
         self._runner.adopt(name, model, tuning or Tuning())
         self._decoder.adopt(name, model)
+        self._residency.add(name, Weights(modules_of(model)))
         if self._runner.device.type == "cpu":
             self._runner.memory[name] = cpu_bound(self.device_info.memory_bytes)
         memory = self._runner.memory.get(name)
@@ -152,6 +163,7 @@ class Engine:
             raise RuntimeError("an engine is warmed up before it is started")
         if name not in self._models:
             raise UnknownModel(name, tuple(self._models))
+        self._residency.use(name, busy=())
         for width, height in sizes:
             request = Request(
                 model=name,
@@ -300,6 +312,8 @@ class Engine:
 
     def _run(self, batch: StepBatch) -> StepOutcome:
         try:
+            model = batch.developments[0].request.model
+            self._residency.use(model, busy=self._decoder.models_in_use)
             return self._runner.step(batch)
         except DeviceLost:
             raise

@@ -11,7 +11,7 @@ from torch import Tensor
 from darkroom_engine.batch import Development
 from darkroom_engine.costs import ForwardCost
 from darkroom_engine.families.base import Conditioning, Family
-from darkroom_engine.graphs import CudaRecorder, Denoise, GraphedDenoise
+from darkroom_engine.graphs import CudaRecorder, GraphedDenoise
 from darkroom_engine.stepping import model_input
 from darkroom_engine.stopwatch import stopwatch_for
 from darkroom_engine.tuning import Tuning, attention_of
@@ -27,13 +27,18 @@ class Forwards:
         self._stacked_for: tuple[tuple[Development, ...], int] = ((), 0)
         self._stacked: Conditioning = {}
         self._tunings: dict[Family, Tuning] = {}
-        self._graphed: dict[Family, Denoise] = {}
+        self._graphed: dict[Family, GraphedDenoise] = {}
 
     def adopt(self, model: Family, tuning: Tuning) -> None:
         """Take in a model, and how its forwards are to use the device."""
         self._tunings[model] = tuning
         if tuning.cuda_graphs:
             self._graphed[model] = GraphedDenoise(model.denoise, CudaRecorder(self.device))
+
+    def forget(self, model: Family) -> None:
+        """Drop what was recorded of a model whose weights have moved."""
+        if model in self._graphed:
+            self._graphed[model].forget()
 
     def run(self, model: Family, developments: Sequence[Development], exact_rows: int | None) -> Tensor:
         """Run one forward of all requests' rows, and give their prediction (rows, ...).

@@ -57,6 +57,10 @@ class ModelRunner:
         self.models[name] = model
         self._forwards.adopt(model, tuning)
 
+    def forget_addresses(self, name: str) -> None:
+        """Drop what remembers where a model's weights lay."""
+        self._forwards.forget(self.models[name])
+
     def prepare(self, request: Request) -> Development:
         """Check a request and give it its own sampler and generator. Safe on any thread; touches no device.
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from darkroom_engine.errors import ModelLoadError
-from darkroom_engine.families.base import Family
+from darkroom_engine.families.base import Family, modules_of
 from darkroom_engine.models import DTYPES
 
 # Which of PyTorch's attention kernels may be chosen from; math has no limits of shape, and is the slowest.
@@ -52,7 +52,7 @@ def apply_tuning(name: str, model: Family, tuning: Tuning) -> None:
     if tuning.cuda_graphs and not model.is_recordable:
         raise ModelLoadError(name, f"cuda_graphs cannot be had with family {model.family!r}")
     if tuning.channels_last:
-        for module in _modules(model):
+        for module in modules_of(model):
             _lay_out(module)
     vae = getattr(model, "vae", None)
     if tuning.vae_dtype is not None and vae is not None:
@@ -67,10 +67,6 @@ def attention_of(tuning: Tuning) -> Iterator[None]:
         return
     with sdpa_kernel(list(ATTENTION[tuning.attention]), set_priority=True):
         yield
-
-
-def _modules(model: Family) -> list[nn.Module]:
-    return [part for part in vars(model).values() if isinstance(part, nn.Module)]
 
 
 def _lay_out(module: Any) -> None:

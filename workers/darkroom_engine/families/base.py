@@ -159,3 +159,9 @@ def takes_mask(unet: Any, vae: Any) -> bool:
 def num_bytes(*modules: torch.nn.Module) -> int:
     """Memory of the weights and buffers of some modules."""
     return sum(tensor.nbytes for module in modules for tensor in module.state_dict().values())
+
+
+def modules_of(model: Family) -> list[torch.nn.Module]:
+    """Find the networks that a family holds: in its attributes, or in lists of them."""
+    held = (part for parts in vars(model).values() for part in (parts if isinstance(parts, list | tuple) else [parts]))
+    return [part for part in held if isinstance(part, torch.nn.Module)]

@@ -18,12 +18,70 @@ from darkroom.errors import CatalogError, UnknownModel
 BUILT_IN = files("darkroom").joinpath("catalog.toml")
 
 # The pipeline class named by a folder's model_index.json -> the family that develops it.
-FAMILY_OF_PIPELINE = {"StableDiffusionPipeline": "sd"}
+FAMILY_OF_PIPELINE: Mapping[str, str] = {
+    "StableDiffusionPipeline": "sd",
+    "StableDiffusionImg2ImgPipeline": "sd",
+    "StableDiffusionInpaintPipeline": "sd",
+    "LatentConsistencyModelPipeline": "sd",
+    "LatentConsistencyModelImg2ImgPipeline": "sd",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionXLImg2ImgPipeline": "sdxl",
+    "StableDiffusionXLInpaintPipeline": "sdxl",
+    "StableDiffusion3Pipeline": "sd3",
+    "StableDiffusion3Img2ImgPipeline": "sd3",
+    "FluxPipeline": "flux",
+    "FluxImg2ImgPipeline": "flux",
+    "PixArtAlphaPipeline": "pixart",
+    "PixArtSigmaPipeline": "pixart",
+    "SanaPipeline": "sana",
+    "QwenImagePipeline": "qwen-image",
+    "QwenImageImg2ImgPipeline": "qwen-image",
+    "ZImagePipeline": "z-image",
+    "ZImageImg2ImgPipeline": "z-image",
+}
+# Of every other pipeline: it runs by its own loop, one request at a time.
+WHOLE = "whole"
 
 # What a request may ask for beyond a picture from words.
 Feature = Literal["exact", "img2img", "inpaint", "loras", "preview", "walk"]
+_EVERYTHING: frozenset[Feature] = frozenset(get_args(Feature))
+_OF_WORDS: frozenset[Feature] = frozenset({"exact", "preview", "walk"})
+_OF_WORDS_AND_PICTURES: frozenset[Feature] = _OF_WORDS | {"img2img"}
 # A family that is not named here makes pictures from words and nothing else.
-FEATURES_OF_FAMILY: Mapping[str, frozenset[Feature]] = {"sd": frozenset(get_args(Feature))}
+FEATURES_OF_FAMILY: Mapping[str, frozenset[Feature]] = {
+    "sd": _EVERYTHING,
+    "sdxl": _EVERYTHING,
+    "sd3": _OF_WORDS_AND_PICTURES,
+    "flux": _OF_WORDS_AND_PICTURES,
+    "pixart": _OF_WORDS,
+    "sana": _OF_WORDS,
+    "qwen-image": _OF_WORDS_AND_PICTURES,
+    "z-image": _OF_WORDS_AND_PICTURES,
+}
+
+# What a model's entry need not say, because its family does: diffusers' own defaults, and what the denoiser can take.
+_LARGE = {"width": 1024, "height": 1024}
+DEFAULTS_OF_FAMILY: Mapping[str, Mapping[str, Any]] = {
+    "sdxl": {**_LARGE, "num_inference_steps": 30, "guidance_scale": 5.0},
+    "sd3": {**_LARGE, "num_inference_steps": 28, "guidance_scale": 7.0, "sampler": "euler"},
+    "flux": {**_LARGE, "num_inference_steps": 28, "guidance_scale": 3.5, "sampler": "euler"},
+    "pixart": {**_LARGE, "guidance_scale": 4.5},
+    "sana": {**_LARGE, "guidance_scale": 4.5},
+    "qwen-image": {**_LARGE, "num_inference_steps": 50, "guidance_scale": 4.0, "sampler": "euler"},
+    "z-image": {**_LARGE, "num_inference_steps": 50, "guidance_scale": 5.0, "sampler": "euler"},
+    WHOLE: {**_LARGE, "num_inference_steps": 28, "guidance_scale": 5.0, "sampler": "default"},
+}
+_FLOW_SAMPLERS = ("deis", "dpmpp_2m", "dpmpp_2m_sde", "euler", "heun", "lcm", "unipc")
+LIMITS_OF_FAMILY: Mapping[str, Mapping[str, Any]] = {
+    "sd3": {"size_multiple": 16, "samplers": _FLOW_SAMPLERS},
+    "flux": {"size_multiple": 16, "samplers": _FLOW_SAMPLERS},
+    "pixart": {"size_multiple": 16},
+    "sana": {"size_multiple": 32, "samplers": _FLOW_SAMPLERS},
+    "qwen-image": {"size_multiple": 16, "samplers": _FLOW_SAMPLERS},
+    "z-image": {"size_multiple": 16, "samplers": _FLOW_SAMPLERS},
+    # Of its own multiple nothing is known here; this one suits all that diffusers has.
+    WHOLE: {"size_multiple": 32, "samplers": ("default",)},
+}
 
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -80,10 +138,14 @@ class ModelEntry(_Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _take_the_features_of_the_family(cls, table: Any) -> Any:
+    def _take_from_the_family_what_is_not_said(cls, table: Any) -> Any:
         if not isinstance(table, Mapping) or not isinstance(table.get("family"), str):
             return table
-        return {"features": FEATURES_OF_FAMILY.get(table["family"], frozenset())} | dict(table)
+        family = table["family"]
+        defaults = _completed(table.get("defaults", {}), DEFAULTS_OF_FAMILY.get(family, {}))
+        limits = _completed(table.get("limits", {}), LIMITS_OF_FAMILY.get(family, {}))
+        features = FEATURES_OF_FAMILY.get(family, frozenset())
+        return {"features": features, **table, "defaults": defaults, "limits": limits}
 
     @field_serializer("features")
     def _in_order(self, features: frozenset[Feature]) -> list[Feature]:
@@ -188,11 +250,16 @@ def _read_folder(folder: Path) -> dict[str, Any]:
 def _describe(index: Path) -> dict[str, Any]:
     try:
         pipeline = json.loads(index.read_text())["_class_name"]
-        family = FAMILY_OF_PIPELINE[pipeline]
     except (ValueError, KeyError, TypeError, OSError) as error:
-        known = ", ".join(FAMILY_OF_PIPELINE)
-        raise CatalogError(f"{index}: names no pipeline that Darkroom develops ({known}): {error}") from error
-    return {"family": family, "source": str(index.parent)}
+        raise CatalogError(f"{index}: names no pipeline: {error}") from error
+    if not isinstance(pipeline, str) or not pipeline.endswith("Pipeline"):
+        raise CatalogError(f"{index}: names no pipeline of diffusers, but {pipeline!r}")
+    return {"family": FAMILY_OF_PIPELINE.get(pipeline, WHOLE), "source": str(index.parent)}
+
+
+def _completed(said: Any, family: Mapping[str, Any]) -> Any:
+    """What is said, and for the rest what the family says. Anything but a table is left to be refused."""
+    return {**family, **said} if isinstance(said, Mapping) else said
 
 
 def _entry(name: str, table: Any, where: str, base: Path) -> ModelEntry:

@@ -100,12 +100,35 @@ def test_folders_of_models_are_on_offer(tmp_path: Path) -> None:
     assert (entry.family, entry.source) == ("sd", str(tmp_path / "houses"))
 
 
-@pytest.mark.parametrize("index", ["", "[]", "{}", "null", '{"_class_name": "FluxPipeline"}', '{"_class_name": []}'])
+@pytest.mark.parametrize("index", ["", "[]", "{}", "null", '{"_class_name": "MyModel"}', '{"_class_name": []}'])
 def test_folder_of_a_model_that_nobody_develops_is_refused(tmp_path: Path, index: str) -> None:
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd/model_index.json").write_text(index)
-    with pytest.raises(CatalogError, match=r"odd/model_index\.json: names no pipeline.*StableDiffusionPipeline"):
+    with pytest.raises(CatalogError, match=r"odd/model_index\.json: names no pipeline"):
         Catalog.load(load_settings(models_dir=tmp_path))
+
+
+def test_a_folder_takes_what_its_family_says(tmp_path: Path) -> None:
+    for name, pipeline in {"dev": "FluxPipeline", "aura": "AuraFlowPipeline"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    catalog = Catalog.load(load_settings(models_dir=tmp_path))
+    dev, aura = catalog.get("dev"), catalog.get("aura")
+    assert (dev.family, dev.defaults.sampler, dev.limits.size_multiple) == ("flux", "euler", 16)
+    assert "img2img" in dev.features
+    assert (aura.family, aura.limits.samplers, aura.features) == ("whole", ("default",), frozenset())
+
+
+def test_an_entry_says_more_than_its_family(tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text(
+        '[models.turbo]\nfamily = "z-image"\nsource = "x/y"\nfeatures = []\n'
+        "defaults = { num_inference_steps = 8, guidance_scale = 0 }\nlimits = { max_steps = 20 }\n"
+    )
+    turbo = Catalog.load(load_settings(catalog=file)).get("turbo")
+    assert (turbo.defaults.num_inference_steps, turbo.defaults.guidance_scale, turbo.defaults.width) == (8, 0, 1024)
+    assert (turbo.limits.max_steps, turbo.limits.size_multiple) == (20, 16)
+    assert not turbo.features
 
 
 def test_folder_of_models_that_is_missing_is_refused(tmp_path: Path) -> None:

@@ -121,6 +121,35 @@ def test_a_picture_is_the_same_alone_and_in_a_mixed_batch(
         assert difference < TOLERANCE, request
 
 
+def test_an_exact_picture_is_the_same_to_the_bit_whatever_its_neighbors(
+    engine: Engine, tiny: TinyFamily, ask: Ask, develop: Develop
+) -> None:
+    request = ask(is_exact=True)
+    if tiny.family == "whole":
+        with pytest.raises(InvalidRequest, match="is_exact"):
+            engine.submit(request)
+        return
+    neighbors = [
+        ask(is_exact=True, seed=2, prompt="two boats on a lake, one of them sinking"),
+        ask(is_exact=True, seed=3, num_inference_steps=5, **tiny.unguided),
+        ask(seed=4, negative_prompt="a long negative prompt"),
+    ]
+    [alone] = develop(engine, request)
+    together, *_ = develop(engine, request, *neighbors)
+    assert np.array_equal(alone.result(0).image, together.result(0).image)
+
+
+def test_a_walk_ends_in_the_picture(engine: Engine, tiny: TinyFamily, ask: Ask, develop: Develop) -> None:
+    if tiny.family == "whole":
+        return  # it refuses walks: test_whole
+    [handle] = develop(engine, ask(num_walk_frames=3, num_inference_steps=5))
+    output = handle.result(0)
+    assert output.walk is not None
+    assert output.walk.shape == (3, tiny.size, tiny.size, 3)
+    assert np.array_equal(output.walk[-1], output.image)
+    assert far_apart(output.walk[0], output.image)
+
+
 def test_graphs_are_refused_where_prompts_or_pipelines_steer_the_forward(
     engine: Engine, name: str, tiny: TinyFamily
 ) -> None:

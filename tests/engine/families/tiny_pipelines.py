@@ -42,6 +42,7 @@ class TinyFamily:
     takes_negative_prompt: bool = True
     default_sampler: str = "euler"
     size: int = 32
+    vae_multiple: int = 2  # how many times larger than their latents its pictures are; those of real models 8 times
 
 
 def picture_of(
@@ -595,6 +596,7 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = {
         qwen_image,
         image_to_image="QwenImageImg2ImgPipeline",
         arguments=_true_guidance,
+        vae_multiple=4,
     ),
     "z-image": TinyFamily(
         "z-image",

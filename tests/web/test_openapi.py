@@ -20,7 +20,9 @@ from darkroom.params import GenerationParams
 from darkroom.web.openapi import operations
 from darkroom.webhooks import deliveries
 
-EXAMPLES = 25
+EXAMPLES = 16
+# They end when the job does, or never: tests/web/test_streams.py.
+STREAMS = frozenset({"/api/v1/events", "/api/v1/jobs/{job_id}/events"})
 # No operation names a 500: one is caught as a status that is not documented.
 CHECKS = (
     checks.status_code_conformance,
@@ -56,7 +58,7 @@ def hold_to_the_document(operation: Any, known: dict[str, str], headers: dict[st
     every_answer_is_documented()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_every_answer_is_one_that_the_document_names(app: Flask, client: FlaskClient, submit: Any, worker: Any) -> None:
     known = {"n": "0", "job_id": submit(metadata={"from": "a test"})["id"]}
     worker.develop()
@@ -74,7 +76,8 @@ def test_every_answer_is_one_that_the_document_names(app: Flask, client: FlaskCl
     other, _ = keys.create(database, name="other", owner="other", scopes=keys.SCOPES, quotas=keys.Quotas())
     known |= {"worker_id": "a-worker", "key_id": str(other.id)}
     described = schemathesis.openapi.from_wsgi("/openapi.json", app)
-    for found in described.get_all_operations():
+    answered = [each for each in described.get_all_operations() if each.ok().path not in STREAMS]
+    for found in answered:
         intake.resume(database, resumed_by="the test")
         hold_to_the_document(found.ok(), known, {"Authorization": f"Bearer {key}"})
 

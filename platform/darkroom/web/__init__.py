@@ -92,10 +92,9 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
         csrf.exempt(programs)  # programs hold no cookie; require_json and check_origin stand in for the token
     if with_background:
         background.run_with(app)
-    for described in (*api.BLUEPRINTS, accounts.blueprint):
+    for described in (*api.BLUEPRINTS, accounts.blueprint, streams.blueprint):
         app.register_api(described)
     app.register_blueprint(document.blueprint)
-    app.register_blueprint(streams.blueprint)
     app.register_blueprint(pages.blueprint)
     app.register_blueprint(login.blueprint)
     app.add_template_global(_asset_urls(), "asset")

@@ -129,6 +129,17 @@ class SubmitHeaders(BaseModel):
     )
 
 
+class StreamHeaders(BaseModel):
+    """Where a stream goes on."""
+
+    last_event_id: str = Field(
+        "",
+        alias="Last-Event-ID",
+        description="The id of the last event that arrived: it goes on after it.",
+        json_schema_extra=_optional,
+    )
+
+
 class ListQuery(BaseModel):
     """Which jobs."""
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from uuid import UUID
 
-from flask import Blueprint, Response, json, request
+from flask import Response, json, request
 
 from darkroom import events, jobs
 from darkroom.errors import DatabaseUnavailable, FieldError, InvalidParameters, JobNotFound
@@ -19,9 +19,11 @@ from darkroom.events import Cursor, EventRecord
 from darkroom.jobs import JobRecord, JobState
 from darkroom.models import FINAL_STATES
 from darkroom.previews import Preview
+from darkroom.web import schemas
 from darkroom.web.documents import image_document, job_document, timestamp
 from darkroom.web.hub import Mail, Mailbox
 from darkroom.web.identity import asks, current
+from darkroom.web.openapi import ApiBlueprint, problems, takes
 from darkroom.web.services import Services, job_uuid, services
 
 LAST_EVENT_ID = "Last-Event-ID"
@@ -37,11 +39,17 @@ HEADERS = {
     "X-Accel-Buffering": "no",  # nginx would keep events until its buffer is full
 }
 
-blueprint = Blueprint("streams", __name__)
+EVENTS = {
+    "description": "Server-sent events: state, progress, preview, image, done",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
+
+blueprint = ApiBlueprint("streams", __name__)
 
 
-@blueprint.get("/api/v1/jobs/<job_id>/events")
+@blueprint.get("/api/v1/jobs/<job_id>/events", responses={200: EVENTS, 204: None, **problems(404)})
 @asks("read")
+@takes(header=schemas.StreamHeaders)
 def stream_job(job_id: str) -> Response:
     """A job's events from its first line, or from the one after Last-Event-ID, until it has ended."""
     after = _read_seq(request.headers.get(LAST_EVENT_ID))
@@ -51,8 +59,9 @@ def stream_job(job_id: str) -> Response:
     return _stream(_Teller(services()).tell_of_job(job, after))
 
 
-@blueprint.get("/api/v1/events")
+@blueprint.get("/api/v1/events", responses={200: EVENTS})
 @asks("read")
+@takes(header=schemas.StreamHeaders)
 def stream_all() -> Response:
     """The events of all jobs of who asks, from now on, or from the one after Last-Event-ID."""
     after = _read_cursor(request.headers.get(LAST_EVENT_ID))

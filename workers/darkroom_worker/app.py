@@ -1,6 +1,7 @@
 """The worker's process: puts the parts together, then lives inside Celery until it is told to drain."""
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -91,7 +92,9 @@ def _warm_up(engine: "Engine", entry: ModelEntry, device: str) -> None:
     if device == "cpu":
         model = engine.warm_up(entry.name, sizes, seconds=CPU_WARM_UP_SECONDS)
     else:
-        model = engine.warm_up(entry.name, [*sizes, entry.limits.largest_size])
+        limits = entry.limits
+        side = min(limits.max_size, math.isqrt(limits.max_pixels)) // limits.size_multiple * limits.size_multiple
+        model = engine.warm_up(entry.name, [*sizes, (side, side)])
     if model.max_pixels is not None and model.max_pixels < entry.limits.max_pixels:
         raise ConfigError(
             f"model {entry.name}: the catalog promises pictures of {entry.limits.max_pixels} pixels, and the memory "

@@ -234,6 +234,7 @@ def test_no_key_is_asked_for_until_the_first_was_made_and_then_for_ever(
     keys.revoke(database, record.id)
     clock.seconds += REMEMBER_SECONDS
     assert ring.asks_for_keys()
+    assert KeyRing(database).asks_for_keys()
 
 
 def test_no_key_exists_where_nobody_has_migrated(tmp_path: Any) -> None:

@@ -280,11 +280,11 @@ def test_retry_and_batch_are_held_to_the_quota_too(client: FlaskClient, app_data
 def test_weight_of_a_key_is_its_jobs_share(client: FlaskClient, app_database: Database) -> None:
     for owner, weight in (("heavy", 4.0), ("light", 1.0)):
         _, key = make(app_database, owner, weight=weight)
-        for _ in range(2):
-            client.post("/api/v1/jobs", json=BODY | {"width": 256, "height": 256}, headers=bearer(key))
-    waiting = jobs.front_of_queue(app_database, model="darkroom-seeded", limit=4)
+        for _ in range(3):
+            client.post("/api/v1/jobs", json=BODY, headers=bearer(key))
+    waiting = jobs.front_of_queue(app_database, model="darkroom-seeded", limit=6)
     owners = [jobs.get(app_database, job_id).owner for job_id in waiting]
-    assert owners == ["heavy", "light", "heavy", "light"]
+    assert owners == ["heavy", "light", "heavy", "heavy", "light", "light"]
 
 
 RATE = 3

@@ -92,10 +92,7 @@ def load_model(
 
 
 def _family_of(checkpoint: ModelFolder | SingleFile, wanted: str | None) -> type[Family]:
-    if isinstance(checkpoint, SingleFile):
-        family = FAMILIES[checkpoint.family]
-    else:
-        family = _family_of_folder(checkpoint)
+    family = FAMILIES[checkpoint.family] if isinstance(checkpoint, SingleFile) else _family_of_folder(checkpoint)
     if wanted not in (None, family.family):
         raise ModelLoadError(
             checkpoint.name, f"{checkpoint.path} is of family {family.family!r}, and was to be {wanted!r}"

@@ -65,14 +65,14 @@ class Adapters:
         self._loader = loader
         self._adapters: dict[str, Mapping[str, Change]] = {}
         self._weights: dict[str, Tensor] = {}  # that an adapter changes
-        self._originals: dict[str, Tensor] = {}
+        self._originals: dict[str, Tensor] = {}  # of those that one has changed
         self._active: Loras | None = ()  # None where it is not known: a change broke off
 
     @property
     def num_bytes(self) -> int:
         """Memory of the adapters, and of the weights that are kept as they were."""
         changes = [change for adapter in self._adapters.values() for change in adapter.values()]
-        originals = sum(tensor.nbytes for tensor in self._originals.values())
+        originals = sum(weight.nbytes for weight in self._weights.values())
         return originals + sum(change.down.nbytes + change.up.nbytes for change in changes)
 
     def load(self, name: str, path: Path) -> None:
@@ -86,9 +86,7 @@ class Adapters:
             adapter = self._read(path)
         except Exception as error:  # over a broken file safetensors and diffusers raise anything
             raise LoraLoadError(name, f"{path}: {first_sentence(error)}") from error
-        for key in adapter.keys() - self._originals.keys():
-            weight = self._weight(key)
-            self._originals[key], self._weights[key] = weight.clone(), weight
+        self._weights |= {key: self._weight(key) for key in adapter}
         self._adapters[name] = adapter
 
     def check(self, loras: Loras) -> None:
@@ -108,6 +106,8 @@ class Adapters:
         for key in touched - wanted:
             self._weights[key].copy_(self._originals[key])
         for key in wanted:
+            if key not in self._originals:
+                self._originals[key] = self._weights[key].clone()
             # float32: in a lower dtype what an adapter adds is often smaller than the weight's last bit.
             weight = self._originals[key].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
             for name, times in loras:

@@ -143,7 +143,7 @@ class Worker:
         if any(held.claim.is_solo for held in self._held.values()):
             return ()
         claims = [held.claim for held in self._held.values() if not held.has_left]
-        if len(self._held) - len(claims) >= self._facts.slots:
+        if len(self._held) - len(claims) > self._facts.slots:
             return ()  # pictures leave more slowly than they are developed: more of them would only wait
         if len(claims) < self._facts.slots:
             return tuple(JobClass)

@@ -4,7 +4,7 @@ from threading import Barrier, Thread
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
 from standardwebhooks import Webhook
 
 from darkroom import jobs
@@ -163,6 +163,30 @@ def test_later_event_of_a_job_waits_for_the_earlier_one(post):
     post.pass_time()
     assert post.carry() == 3
     assert [received.document["data"]["seq"] for received in post.receiver.received] == [1, 1, 2, 3]
+
+
+def test_later_event_of_a_job_waits_while_the_earlier_one_is_under_way(post):
+    post.submit(url=post.receiver.url())
+    post.develop()
+    post.plan()
+    first = post.claim()
+    assert first.seq == 1
+    assert deliveries.claim(post.database) is None
+    deliveries.finish(post.database, first, Answer(204))
+    assert post.claim().seq == 2
+
+
+def test_what_waits_behind_a_failure_is_due_with_it(post):
+    """Else every search for what is due would meet it again and again."""
+    post.receiver.answer("/hook", 500)
+    post.submit(url=post.receiver.url())
+    post.develop()
+    post.carry()
+    with post.database.read() as session:
+        num_due = session.scalar(
+            select(func.count()).select_from(WebhookDelivery).where(WebhookDelivery.due_at <= now())
+        )
+    assert num_due == 0
 
 
 def test_event_behind_a_dead_one_goes_its_way(post):

@@ -97,6 +97,12 @@ def test_url_that_is_stored_and_no_longer_allowed_is_not_called(receiver):
     assert receiver.received == []
 
 
+@pytest.mark.parametrize("url", ["http://user:word@127.0.0.1:{}/", "ftp://127.0.0.1:{}/", "http://127.0.0.1:{}/#x"])
+def test_url_that_was_never_to_be_stored_is_not_called(receiver, url):
+    assert "the URL" in post(url.format(receiver.port)).error
+    assert receiver.received == []
+
+
 def test_proxy_of_the_environment_is_not_asked(receiver, monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")

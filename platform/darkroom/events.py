@@ -56,25 +56,30 @@ _IS_SETTLED = text("xid < pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
 
 def append(session: Session, job_id: UUID, *, seq: int, type: str, payload: Mapping[str, Any]) -> None:
     """Add a line to a job's history, in the transaction that makes it true."""
-    session.execute(line(session, job_id, seq=seq, type=type, payload=payload))
+    is_postgresql = session.get_bind().dialect.name == "postgresql"
+    session.execute(line(job_id, seq=seq, type=type, payload=payload, is_postgresql=is_postgresql))
+    note_moved(session, job_id)
 
 
-def line(session: Session, job_id: UUID, *, seq: int, type: str, payload: Mapping[str, Any]) -> Insert:
-    """What `append` executes, for a statement that adds it to its own. To be executed in this session."""
+def note_moved(session: Session, job_id: UUID) -> None:
+    """Have it told, after the commit, that a job has moved: for who executes `line` as part of a statement."""
     session.info.setdefault(MOVED, []).append(job_id)
-    values = {"job_id": job_id, "seq": seq, "type": type, "payload": dict(payload), "xid": _xid(session)}
+
+
+def line(job_id: Any, *, seq: int, type: str, payload: Mapping[str, Any], is_postgresql: bool) -> Insert:
+    """What `append` executes; job_id may be a bound parameter."""
+    values = {"job_id": job_id, "seq": seq, "type": type, "payload": dict(payload), "xid": _xid(is_postgresql)}
     return insert(JobEvent).values(values).inline()
 
 
-def _xid(session: Session) -> Any:
+def _xid(is_postgresql: bool) -> Any:
     """The transaction's own number, which orders events of several jobs: see read_all."""
-    is_postgresql = session.get_bind().dialect.name == "postgresql"
     return cast(cast(func.pg_current_xact_id(), Text), BigInteger) if is_postgresql else literal(0)
 
 
 def append_first(session: Session, batch_id: UUID, job_ids: Iterable[UUID], *, type: str) -> None:
     """Begin the histories of a batch's jobs, which were just stored, in the order of their ids."""
-    told = (literal(1), literal(type), literal({}, JSON()), _xid(session))
+    told = (literal(1), literal(type), literal({}, JSON()), _xid(session.get_bind().dialect.name == "postgresql"))
     first = select(Job.id, *told).where(Job.batch_id == batch_id).order_by(Job.id)
     session.execute(insert(JobEvent).from_select(["job_id", "seq", "type", "payload", "xid"], first))
     session.info.setdefault(MOVED, []).extend(job_ids)
@@ -84,7 +89,8 @@ def append_all(session: Session, seqs: Mapping[UUID, int], *, type: str, payload
     """Add the same line to the histories of many jobs, each under its own number."""
     rows = [{"job_id": job_id, "seq": seq, "type": type, "payload": dict(payload)} for job_id, seq in seqs.items()]
     if rows:
-        session.execute(insert(table_of(JobEvent)).values(xid=_xid(session)).inline(), rows)
+        xid = _xid(session.get_bind().dialect.name == "postgresql")
+        session.execute(insert(table_of(JobEvent)).values(xid=xid).inline(), rows)
         session.info.setdefault(MOVED, []).extend(seqs)
 
 

@@ -17,6 +17,7 @@ logger = structlog.get_logger(__name__)
 
 THE_ROW = 1
 REMEMBER_SECONDS = 2.0
+REASON = select(Intake.reason)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def read(database: Database) -> Pause | None:
 
 def check(session: Session) -> None:
     """Raise IntakePaused while no jobs are taken."""
-    reason = session.scalar(select(Intake.reason))
+    reason = session.connection().scalar(REASON)
     if reason is not None:
         raise IntakePaused(reason)
 

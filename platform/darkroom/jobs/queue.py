@@ -198,6 +198,7 @@ _AHEAD = (
     .scalar_subquery()
 )
 _POSITION = select(case((_MINE.state == JobState.QUEUED, _AHEAD)).label("position"))
+_PLACE = _POSITION.where(_MINE.id == bindparam("job_id"))
 _GLIMPSE = _POSITION.add_columns(_MINE.event_seq, _MINE.state).where(
     _MINE.id == bindparam("job_id"), _MINE.owner == bindparam("owner")
 )
@@ -205,8 +206,8 @@ _GLIMPSE = _POSITION.add_columns(_MINE.event_seq, _MINE.state).where(
 
 def position(database: Database, job_id: UUID) -> int | None:
     """How many queued jobs of its model are claimed before this one; None when it does not wait."""
-    with database.read() as session:
-        return session.scalar(_POSITION.where(_MINE.id == job_id))
+    with database.look() as connection:
+        return connection.scalar(_PLACE, {"job_id": job_id})
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from uuid import UUID
 
 import structlog
 import uuid_utils.compat
-from sqlalchemy import and_, delete, func, insert, select
+from sqlalchemy import Float, String, and_, bindparam, delete, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.elements import ColumnElement
@@ -36,6 +37,7 @@ from darkroom.params import GenerationParams, cost
 logger = structlog.get_logger(__name__)
 
 REQUEST_LIFE_SECONDS = 86400.0
+HOLD = select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("line", type_=String()), 0)))
 # The columns' own defaults are left out of a statement that inserts into two tables.
 FRESH: Mapping[str, Any] = {
     "attempt": 0,
@@ -89,11 +91,8 @@ def submit(
         if made_id == job_id:
             admit(session, key_id=key_id, cost=cost(new.params))
             hold_line(session, owner, new.model, new.job_class)
-            values = _values(new, owner, key_id)
-            place = _place(new, _start_tag(session, owner, new.model, new.job_class), weight)
-            job = _insert(session, {"id": job_id, "deadline_at": now(new.ttl_seconds), **values, **place})
+            record = _insert(session, job_id, new, {**_values(new, owner, key_id), "cost": cost(new.params) / weight})
             _need_inputs(session, owner, {job_id: new})
-            record = job_record(job, images=())
     if made_id != job_id:
         return get(database, made_id, owner=owner)
     names = {"owner": owner, "model": new.model, "job_class": new.job_class.name.lower()}
@@ -242,15 +241,43 @@ def _insert_all(
     events.append_first(session, batch_id, made, type=JobState.QUEUED)
 
 
-def _insert(session: Session, values: dict[str, Any]) -> Job:
-    """Insert a job and its first event: on PostgreSQL in one statement, because others wait for this transaction."""
-    event = events.line(session, values["id"], seq=1, type=JobState.QUEUED, payload={})
-    statement = insert(Job).values({**FRESH, **values}).returning(Job)
-    if session.get_bind().dialect.name == "postgresql":
-        return session.scalars(statement.add_cte(event.cte("event"))).one()
-    job = session.scalars(statement).one()
-    session.execute(event)
-    return job
+def _insert(session: Session, job_id: UUID, new: NewJob, values: Mapping[str, Any]) -> JobRecord:
+    """Insert a job at its place in the line, and its first event."""
+    connection = session.connection()
+    is_postgresql = connection.dialect.name == "postgresql"
+    given = {**FRESH, **values, "id": job_id, "ttl_seconds": new.ttl_seconds}
+    parameters = {f"new_{name}": value for name, value in given.items()}
+    job: Any = connection.execute(_insertion(is_postgresql=is_postgresql), parameters).one()
+    if is_postgresql:
+        events.note_moved(session, job_id)
+    else:
+        events.append(session, job_id, seq=1, type=JobState.QUEUED, payload={})
+    return job_record(job, images=())
+
+
+@cache
+def _insertion(*, is_postgresql: bool) -> Any:
+    """The statement that submits: built once, because building it takes longer than executing it.
+
+    On PostgreSQL it has the event in it: others wait for this transaction, and each round trip is time they wait.
+    """
+    table: Any = Job.__table__
+    given = ("id", "owner", "key_id", "model", "params", "state", "job_class", "client_metadata", "webhook")
+    given += ("retention_seconds", "retry_of", "event_seq", *FRESH)
+    new = {name: bindparam(f"new_{name}", type_=table.c[name].type) for name in given}
+    tag = _start_tag(new["owner"], new["model"], new["job_class"], is_postgresql=is_postgresql)
+    statement = insert(table).values(
+        **new,
+        start_tag=tag,
+        finish_tag=tag + bindparam("new_cost", type_=Float()),
+        created_at=now(),
+        queued_at=now(),
+        deadline_at=now(bindparam("new_ttl_seconds", type_=Float())),
+    )
+    if is_postgresql:
+        event = events.line(new["id"], seq=1, type=JobState.QUEUED, payload={}, is_postgresql=True)
+        statement = statement.add_cte(event.cte("event"))
+    return statement.returning(*table.c)
 
 
 def _values(new: NewJob, owner: str, key_id: UUID | None) -> dict[str, Any]:
@@ -269,7 +296,7 @@ def _values(new: NewJob, owner: str, key_id: UUID | None) -> dict[str, Any]:
     }
 
 
-def _place(new: NewJob, start_tag: Any, weight: float) -> dict[str, Any]:
+def _place(new: NewJob, start_tag: float, weight: float) -> dict[str, float]:
     return {"start_tag": start_tag, "finish_tag": start_tag + cost(new.params) / weight}
 
 
@@ -286,7 +313,8 @@ def _need_inputs(session: Session, owner: str, made: Mapping[UUID, NewJob]) -> N
 def start_tag_of(session: Session, owner: str, model: str, job_class: JobClass) -> float:
     """The tag at which an owner's next job joins a line, which is held until the transaction ends."""
     hold_line(session, owner, model, job_class)
-    return session.scalars(select(_start_tag(session, owner, model, job_class))).one()
+    is_postgresql = session.get_bind().dialect.name == "postgresql"
+    return session.scalars(select(_start_tag(owner, model, job_class, is_postgresql=is_postgresql))).one()
 
 
 def hold_line(session: Session, owner: str, model: str, job_class: JobClass) -> None:
@@ -295,11 +323,10 @@ def hold_line(session: Session, owner: str, model: str, job_class: JobClass) -> 
     A statement of its own: the next one must see what the other submit has committed.
     """
     if session.get_bind().dialect.name == "postgresql":
-        lock = func.hashtextextended(f"{owner}\n{model}\n{job_class}", 0)
-        session.execute(select(func.pg_advisory_xact_lock(lock)))
+        session.connection().execute(HOLD, {"line": f"{owner}\n{model}\n{job_class}"})
 
 
-def _start_tag(session: Session, owner: str, model: str, job_class: JobClass) -> ColumnElement[float]:
+def _start_tag(owner: Any, model: Any, job_class: Any, *, is_postgresql: bool) -> ColumnElement[float]:
     """Start-time fair queueing (Goyal, Vin & Cheng 1996, eq. 1-2): S = max(v, the owner's last finish tag).
 
     v, the virtual time, is the start tag of the front job that nobody has claimed yet. A job that came back has a tag
@@ -323,6 +350,6 @@ def _start_tag(session: Session, owner: str, model: str, job_class: JobClass) ->
         .limit(1)
         .scalar_subquery()
     )
-    greatest = func.greatest if session.get_bind().dialect.name == "postgresql" else func.max
+    greatest = func.greatest if is_postgresql else func.max
     tag: ColumnElement[float] = greatest(func.coalesce(front, served, 0.0), func.coalesce(share, 0.0))
     return tag

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -148,6 +149,18 @@ def test_a_walk_ends_in_the_picture(engine: Engine, tiny: TinyFamily, ask: Ask, 
     assert output.walk.shape == (3, tiny.size, tiny.size, 3)
     assert np.array_equal(output.walk[-1], output.image)
     assert far_apart(output.walk[0], output.image)
+
+
+def test_every_part_may_be_of_bfloat16(
+    name: str, tiny: TinyFamily, folders: Callable[[str], Path], ask: Ask, develop: Develop, photograph: Any
+) -> None:
+    engine = Engine("cpu", 32, num_threads=1)
+    engine.load(name, source=str(folders(name)), dtype="bfloat16")
+    requests = [ask(), ask(**tiny.unguided, prompt="two boats on a lake")]
+    if tiny.image_to_image:
+        requests.append(ask(image=photograph, strength=0.6))
+    for handle in develop(engine, *requests):
+        assert handle.result(0).image.std() > 10
 
 
 def test_graphs_are_refused_where_prompts_or_pipelines_steer_the_forward(

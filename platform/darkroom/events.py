@@ -192,7 +192,8 @@ class ProgressBoard:
         if not job_ids:
             return {}
         keys = [PROGRESS_KEY.format(job_id=job_id) for job_id in job_ids]
-        found = self._redis.ask(lambda client: client.mget(keys), [None] * len(keys))
+        nothing: list[Any] = [None] * len(keys)
+        found = self._redis.ask(lambda client: client.mget(keys), nothing)
         read = {job_id: _progress(raw) for job_id, raw in zip(job_ids, found, strict=True) if raw}
         return {job_id: progress for job_id, progress in read.items() if progress}
 

@@ -37,6 +37,11 @@ from darkroom.params import GenerationParams, cost
 logger = structlog.get_logger(__name__)
 
 REQUEST_LIFE_SECONDS = 86400.0
+# What is said of a new job, beside its place and its times.
+GIVEN = (
+    *("id", "owner", "key_id", "model", "params", "state", "job_class"),
+    *("client_metadata", "webhook", "retention_seconds", "retry_of", "event_seq"),
+)
 HOLD = select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("line", type_=String()), 0)))
 # The columns' own defaults are left out of a statement that inserts into two tables.
 FRESH: Mapping[str, Any] = {
@@ -262,9 +267,7 @@ def _insertion(*, is_postgresql: bool) -> Any:
     On PostgreSQL it has the event in it: others wait for this transaction, and each round trip is time they wait.
     """
     table: Any = Job.__table__
-    given = ("id", "owner", "key_id", "model", "params", "state", "job_class", "client_metadata", "webhook")
-    given += ("retention_seconds", "retry_of", "event_seq", *FRESH)
-    new = {name: bindparam(f"new_{name}", type_=table.c[name].type) for name in given}
+    new = {name: bindparam(f"new_{name}", type_=table.c[name].type) for name in (*GIVEN, *FRESH)}
     tag = _start_tag(new["owner"], new["model"], new["job_class"], is_postgresql=is_postgresql)
     statement = insert(table).values(
         **new,

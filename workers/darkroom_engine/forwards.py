@@ -12,7 +12,7 @@ from darkroom_engine.batch import Development
 from darkroom_engine.costs import ForwardCost
 from darkroom_engine.families.base import Conditioning, Family
 from darkroom_engine.graphs import CudaRecorder, GraphedDenoise
-from darkroom_engine.stepping import model_input
+from darkroom_engine.stepping import model_inputs
 from darkroom_engine.stopwatch import stopwatch_for
 from darkroom_engine.tuning import Tuning, attention_of
 
@@ -46,23 +46,21 @@ class Forwards:
         Where `exact_rows` is given, the forward has so many, whoever takes part: the first request's first row fills
         it up, and what comes of that is left out.
         """
-        num_rows = sum(development.num_rows for development in developments)
-        num_padding = exact_rows - num_rows if exact_rows else 0
-        latents, timesteps = [], []
-        for development in developments:
-            latents += [model_input(development)] * development.num_rows
-            timesteps += [float(development.timesteps[development.step])] * development.num_rows
-        latents += latents[:1] * num_padding
-        timesteps += timesteps[:1] * num_padding
+        rows = [development for development in developments for _ in range(development.num_rows)]
+        num_padding = exact_rows - len(rows) if exact_rows else 0
+        padded = rows + rows[:1] * num_padding
+        timesteps = {development: float(development.timesteps[development.step]) for development in developments}
         denoise = self._graphed.get(model, model.denoise)
-        with self._stopwatch.timing(developments[0].batch_key, len(latents)), attention_of(self._tunings[model]):
+        with self._stopwatch.timing(developments[0].batch_key, len(padded)), attention_of(self._tunings[model]):
             prediction = denoise(
-                torch.cat(latents),  # (B, ...)
+                model_inputs(padded),  # (B, ...)
                 # float32: some samplers stand between the integer timesteps, and it holds the integers exactly.
-                torch.tensor(timesteps, dtype=torch.float32).to(self.device, non_blocking=True),
+                torch.tensor([timesteps[row] for row in padded], dtype=torch.float32).to(
+                    self.device, non_blocking=True
+                ),
                 self._conditioning(model, tuple(developments), num_padding),
             )
-        return prediction[:num_rows]
+        return prediction[: len(rows)]
 
     def costs(self) -> list[ForwardCost]:
         """Say, once of each, what the forwards took that have ended by now."""

@@ -244,10 +244,10 @@ class ModelRunner:
 
     def _note(self, development: Development, outcome: StepOutcome) -> None:
         """Keep what the request's walk needs, and name it as denoised when it has reached its last step."""
-        with self._isolated(development, outcome):
-            if development.step == len(development.timesteps):
-                outcome.denoised.append(development)
-            else:
+        if development.step == len(development.timesteps):
+            outcome.denoised.append(development)
+        elif development.request.num_walk_frames:
+            with self._isolated(development, outcome):
                 keep_frame(development)
 
     @contextmanager

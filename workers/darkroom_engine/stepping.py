@@ -24,6 +24,24 @@ def model_input(development: Development) -> Tensor:
     return development.latents if scale == 1 else development.latents * scale
 
 
+def model_inputs(developments: Sequence[Development]) -> Tensor:
+    """Give the same of many, (B, ...) together; one that is named more than once has as many rows."""
+    latents: dict[Development, Tensor] = {}
+    scales: dict[Development, float] = {}
+    for development in dict.fromkeys(developments):
+        if development.step_table is None:
+            latents[development], scales[development] = model_input(development), 1.0
+        else:
+            assert development.latents is not None
+            latents[development] = development.latents
+            scales[development] = development.step_table[development.step].input_scale
+    together = torch.cat([latents[development] for development in developments])
+    if all(scale == 1 for scale in scales.values()):
+        return together
+    column = _column([scales[development] for development in developments], like=together)
+    return (together * column).to(together.dtype)
+
+
 def advance(model: Family, developments: Sequence[Development], prediction: Tensor) -> None:
     """Bring every request one step further; prediction (rows, ...) has each one's rows, the negative prompt's first."""
     guided = _guide(model, developments, prediction)
@@ -68,14 +86,13 @@ def _advance_together(developments: Sequence[Development], prediction: Tensor) -
     stepped = latents * column("latents") + prediction * column("prediction")
     denoised = latents * column("denoised_latents") + prediction * column("denoised_prediction")
     if any(step.previous for step in weights):
-        previous = [
-            torch.zeros_like(denoised[:1]) if development.denoised is None else development.denoised
-            for development in developments
-        ]
+        nothing = torch.zeros_like(denoised[:1])
+        previous = [nothing if development.denoised is None else development.denoised for development in developments]
         stepped = stepped + torch.cat(previous) * column("previous")
     if any(step.noise for step in weights):
+        silence = torch.zeros(latents.shape[1:])[None]
         noise = [
-            _draw(development) if step.noise else torch.zeros(latents.shape[1:])[None]
+            _draw(development) if step.noise else silence
             for development, step in zip(developments, weights, strict=True)
         ]
         stepped = stepped + torch.cat(noise).to(latents.device, non_blocking=True) * column("noise")

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serial
 
 from darkroom.config import Settings
 from darkroom.errors import CatalogError, UnknownModel
+from darkroom.sampler_titles import COMMON
 
 BUILT_IN = files("darkroom").joinpath("catalog.toml")
 
@@ -112,7 +113,16 @@ class GenerationLimits(_Frozen):
     max_guidance_scale: float = Field(30.0, ge=0)
     max_num_images: int = Field(8, ge=1)
     max_prompt_characters: int = Field(2000, ge=1)
-    samplers: tuple[str, ...] = ("ddim", "dpmpp_2m", "dpmpp_2m_karras", "euler", "euler_a", "heun", "lcm", "unipc")
+    samplers: tuple[str, ...] = COMMON
+
+
+class Tuning(_Frozen):
+    """How a worker's device is used for a model: switches of the engine, all off unless said."""
+
+    attention: Literal["cudnn", "efficient", "flash", "math"] | None = None
+    channels_last: bool = False
+    cuda_graphs: bool = False
+    vae_dtype: Literal["float32", "float16", "bfloat16"] | None = None
 
 
 class ModelEntry(_Frozen):
@@ -128,6 +138,7 @@ class ModelEntry(_Frozen):
     license: str = "unknown"
     license_url: str | None = None
     dtype: str | None = None
+    tuning: Tuning = Tuning()
     defaults: GenerationDefaults = GenerationDefaults()
     limits: GenerationLimits = GenerationLimits()
     # The family's own, unless the operator names fewer.

@@ -87,6 +87,7 @@ class Settings(BaseSettings):
     worker_device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     worker_threads: int | None = Field(None, ge=1, le=1024)
     worker_models: CommaList = ()
+    worker_model_bytes: int | None = Field(None, ge=1)
     max_rows: int = Field(8, ge=1, le=256)
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -23,6 +23,13 @@ TITLES = {
 }
 # How the sigmas are spread, by the suffix of a sampler's name.
 SPACINGS = {"karras": "Karras", "exponential": "Exponential", "beta": "Beta"}
+# What a model trained with betas takes unless its entry in the catalog says otherwise.
+COMMON = tuple(
+    name
+    for base in TITLES
+    for name in (base, f"{base}_karras")
+    if name in TITLES or base not in {"ddim", "ddpm", "euler_a", "lcm", "pndm", "sa_solver", "tcd"}
+)
 _NAMES = {title.lower(): name for name, title in TITLES.items()}
 
 

@@ -43,6 +43,8 @@ from darkroom_engine.tuning import Tuning, apply_tuning, check_tuning
 
 logger = logging.getLogger(__name__)
 
+# Of a GPU's memory, what weights may take: the rest is left to forwards, decodes and what is in flight.
+MODEL_SHARE = 0.7
 # How long the thread sleeps with nothing to do; a request wakes it. Short enough to show a watchdog that it lives.
 IDLE_SECONDS = 1.0
 # How often it looks for a picture that it has nothing else to do than wait for.
@@ -56,7 +58,8 @@ class Engine:
 
     Pictures come from `start()`, which runs a thread, or from calling `step()` until it returns False; never from both.
     `num_threads` sets torch's threads for the whole process. When the models' weights are more than `max_model_bytes`,
-    those of the least recently used wait in the host's memory until a request needs them; None keeps all on the device.
+    those of the least recently used wait in the host's memory until a request needs them; without it that is
+    MODEL_SHARE of a GPU's memory, and elsewhere they all stay.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class Engine:
         self._max_rows = max_rows
         self._scheduler = Scheduler(max_rows)
         self._decoder = Decoder(torch_device, self._runner.models)
+        if max_model_bytes is None and torch_device.type == "cuda":
+            max_model_bytes = int(MODEL_SHARE * self.device_info.memory_bytes)
         self._residency = Residency(max_model_bytes, on_move=self._runner.forget_addresses)
         self._models: dict[str, LoadedModel] = {}
         self._inbox: deque[Development] = deque()

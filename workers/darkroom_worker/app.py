@@ -67,12 +67,24 @@ def run(settings: Settings) -> None:
     signal.signal(signal.SIGTERM, _exit_once)  # until Celery puts its own in place; as PID 1 there is no default
     database = open_database(settings)
     entries = _entries(settings)
-    from darkroom_engine import Engine  # brings torch: seconds that neither --health nor a refusal has to wait
+    from darkroom_engine import Engine, Tuning  # brings torch: seconds that neither --health nor a refusal has to wait
 
     device = _device(settings)
-    engine = Engine(device, settings.max_rows, num_threads=settings.worker_threads)
+    engine = Engine(
+        device,
+        settings.max_rows,
+        num_threads=settings.worker_threads,
+        max_model_bytes=settings.worker_model_bytes,
+    )
     for entry in entries:
-        engine.load(entry.name, family=entry.family, source=entry.source, revision=entry.revision, dtype=entry.dtype)
+        engine.load(
+            entry.name,
+            family=entry.family,
+            source=entry.source,
+            revision=entry.revision,
+            dtype=entry.dtype,
+            tuning=Tuning(**entry.tuning.model_dump()),
+        )
     for entry in entries:
         _warm_up(engine, entry, device)
     engine.start()

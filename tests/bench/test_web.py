@@ -17,12 +17,12 @@ from tables import report
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
 
-NUM_ROUNDS = 2
-ROUND_SECONDS = 2.0
+NUM_ROUNDS = 7
+ROUND_SECONDS = 3.0
 WARM_UP_SECONDS = 2.0
 NUM_CONNECTIONS = 8
 FIXED_RATE = 400
-FIXED_SECONDS = 4.0
+FIXED_SECONDS = 20.0
 BATCH_SIZE = 1000
 NUM_BATCHES = 20
 NUM_STREAMS = 500

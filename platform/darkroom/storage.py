@@ -113,7 +113,7 @@ class Storage:
         with _named("configure", self._bucket):
             try:
                 self._client = session.client("s3", endpoint_url=url, config=common.merge(_patient(settings)))
-                self._reader = session.client("s3", endpoint_url=url, config=common.merge(_brisk()))
+                self._brisk = session.client("s3", endpoint_url=url, config=common.merge(_brisk()))
                 public_url = settings.s3_public_endpoint_url
                 self._public = session.client("s3", endpoint_url=public_url, config=common) if public_url else None
                 self._probe = session.client("s3", endpoint_url=url, config=common.merge(_impatient()))
@@ -121,17 +121,18 @@ class Storage:
                 raise StorageError("configure", key=self._bucket, reason=str(error)) from error
         self._client.meta.events.register("before-sign.s3.DeleteObjects", _add_md5)
 
-    def put(self, key: str, body: bytes, *, content_type: str) -> None:
-        """Write an object, over whatever had its key. Raises StorageError."""
+    def put(self, key: str, body: bytes, *, content_type: str, is_awaited: bool = False) -> None:
+        """Write an object, over whatever had its key. Raises StorageError; within seconds where somebody waits."""
         if not KEY.fullmatch(key):
             raise StorageError("put", key=key, reason="not a key of ours: lower-case a-z, 0-9, '_', '-', '.', '/'")
+        client = self._brisk if is_awaited else self._client
         with _named("put", key):
-            self._client.put_object(Bucket=self._bucket, Key=key, Body=body, ContentType=content_type)
+            client.put_object(Bucket=self._bucket, Key=key, Body=body, ContentType=content_type)
 
     def get(self, key: str) -> bytes:
         """Read a whole object. Raises ObjectNotFound or StorageError."""
         with _named("get", key):
-            body: bytes = self._reader.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+            body: bytes = self._brisk.get_object(Bucket=self._bucket, Key=key)["Body"].read()
         return body
 
     def open(self, key: str, part: ByteRange | None = None) -> StoredObject:
@@ -141,7 +142,7 @@ class Storage:
         """
         which = {"Range": f"bytes={part.first}-{part.last}"} if part else {}
         with _named("get", key):
-            answer = self._reader.get_object(Bucket=self._bucket, Key=key, **which)
+            answer = self._brisk.get_object(Bucket=self._bucket, Key=key, **which)
         return StoredObject(content_type(key), answer["ContentLength"], Chunks(key, answer["Body"]))
 
     def signed_url(self, key: str, *, disposition: str) -> str:

@@ -127,3 +127,17 @@ def test_key_may_ask_for_the_interactive_line_only_if_it_says_so(
             {"field": "priority", "problem": "is not open to this key", "limit": "one of bulk"}
         ]
     assert client.post(JOBS, json={"prompt": "a"}, headers=headers).json["priority"] == "bulk"
+
+
+def test_key_that_is_held_to_bulk_cannot_retry_its_way_into_the_other_line(app: Flask, client: FlaskClient) -> None:
+    database = app.extensions["darkroom"].database
+    headers = {}
+    for scopes in (("submit", "read", "interactive"), ("submit", "read")):
+        _, secret = keys.create(database, name="k", owner="ann", scopes=scopes, quotas=Quotas())
+        headers[scopes] = {"Authorization": f"Bearer {secret}"}
+    hasty, patient = headers.values()
+    job = client.post(JOBS, json={"prompt": "a", "priority": "interactive"}, headers=hasty).json
+    client.post(job["urls"]["cancel"], headers=hasty)
+    retry = f"{job['urls']['self']}/retry"
+    assert client.post(retry, headers=patient).json["priority"] == "bulk"
+    assert client.post(retry, headers=hasty).json["priority"] == "interactive"

@@ -143,17 +143,21 @@ def retry(
     *,
     owner: str,
     ttl_seconds: float,
+    job_class: JobClass | None = None,
     weight: float = 1.0,
     key_id: UUID | None = None,
 ) -> JobRecord:
-    """Submit an ended job once more, as a new job that names it. Raises JobNotFound, JobStillLive or as `submit`."""
+    """Submit an ended job once more, as a new job that names it, in its class or another.
+
+    Raises JobNotFound, JobStillLive or as `submit`.
+    """
     ended = get(database, job_id, owner=owner)
     if ended.state in LIVE_STATES:
         raise JobStillLive(job_id, ended.state)
     again = NewJob(
         ended.model,
         ended.params,
-        ended.job_class,
+        ended.job_class if job_class is None else job_class,
         ttl_seconds,
         metadata=ended.metadata,
         webhook=ended.webhook,

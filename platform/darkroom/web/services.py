@@ -174,7 +174,7 @@ class Services:
             num_bytes=len(picture.body),
             life_seconds=self.settings.retention_uploads_days * SECONDS_PER_DAY,
         )
-        self.storage.put(key, picture.body, content_type="image/png")
+        self.storage.put(key, picture.body, content_type="image/png", is_awaited=True)
         return upload
 
     def follow(self, job_id: str) -> Sight:
@@ -258,8 +258,10 @@ class Services:
         """
         ended = jobs.get(self.database, job_uuid(job_id), owner=current().owner)
         resolve(self.catalog.get(ended.model), ended.params.model_dump())
+        job_class = ended.job_class if current().may_hurry else JobClass.BULK
+        ttl_seconds = self.settings.job_ttl_seconds
         with self._inputs_are_there():
-            job = jobs.retry(self.database, ended.id, ttl_seconds=self.settings.job_ttl_seconds, **self._whose())
+            job = jobs.retry(self.database, ended.id, ttl_seconds=ttl_seconds, job_class=job_class, **self._whose())
         self.background.notify(job.id, model=job.model)
         return job
 

@@ -19,7 +19,6 @@ from darkroom_engine.costs import ForwardCost
 from darkroom_engine.errors import InvalidRequest, InvalidSnapshot, UnknownModel
 from darkroom_engine.exact import exact_rows
 from darkroom_engine.families.base import Conditioning, Family, Start
-from darkroom_engine.families.lora import TakesAdapters
 from darkroom_engine.families.whole import WholePipeline
 from darkroom_engine.faults import check_device, is_out_of_memory, reason
 from darkroom_engine.forwards import Forwards
@@ -140,8 +139,9 @@ class ModelRunner:
         """
         outcome = StepOutcome()
         model = self.models[batch.developments[0].request.model]
-        if isinstance(model, TakesAdapters):
-            model.adapters.activate(batch.developments[0].request.loras)
+        # Asked by name: isinstance() of a Protocol takes 30 us, a tenth of what a step may cost the host.
+        if adapters := getattr(model, "adapters", None):
+            adapters.activate(batch.developments[0].request.loras)
         for development in batch.developments:
             if development.conditioning is None:
                 self._encode(model, development, outcome)

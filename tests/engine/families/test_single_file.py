@@ -174,6 +174,11 @@ def test_what_the_denoiser_predicts_is_read_from_the_file(tensors: Tensors, load
     assert predictions == ["epsilon", "v_prediction", "v_prediction", "epsilon"]
 
 
+def test_a_file_that_predicts_something_unknown_is_refused(tensors: Tensors, load: Load) -> None:
+    with pytest.raises(ModelLoadError, match=r"says that it predicts 'x0', and known are \['epsilon', 'v'\]"):
+        load(tensors, metadata={"modelspec.prediction_type": "x0"})
+
+
 @pytest.mark.parametrize("spread", [0.01, 0.2])
 def test_stable_diffusion_2_says_by_its_weights_what_it_predicts(
     tensors: Tensors, layout: str, load: Load, monkeypatch: pytest.MonkeyPatch, spread: float

@@ -20,8 +20,9 @@ class Autoencoder:
         encoded = self._vae.encode(images.to(self._vae.dtype))
         # AutoencoderTiny gives the latents themselves.
         latents: Tensor = encoded.latent_dist.sample(generator) if hasattr(encoded, "latent_dist") else encoded.latents
-        latents = latents.to(images.dtype)
-        return (latents - self._mean.to(latents)) * self._vae.config.scaling_factor / self._std.to(latents)
+        latents = latents.to(images.dtype) - self._mean.to(images)
+        latents = latents * self._vae.config.scaling_factor / self._std.to(images)
+        return latents
 
     def decode(self, latents: Tensor) -> Tensor:
         """Turn latents (B, C, h, w) into pictures (B, 3, H, W)."""

@@ -46,6 +46,9 @@ IDLE = ("position_ids", "text_projection.weight", "logit_scale")
 # Distilled for so few steps that they must begin where the noise is greatest, which no tensor says of them.
 FEW_STEP_NAMES = ("turbo", "lightning", "hyper", "lcm", "dmd")
 
+# What a denoiser predicts, by the name that the metadata has for it.
+PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}
+
 # Of Stable Diffusion 2, those that predict v rather than the noise are told apart by the spread of this bias (0.09 is
 # ComfyUI's limit: comfy/supported_models.py, SD20.model_type).
 V_BIAS, V_SPREAD = f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias", 0.09
@@ -204,7 +207,9 @@ class SingleFile:
 
     def _prediction_type(self, tensors: Tensors) -> str:
         if said := self._metadata.get("modelspec.prediction_type"):
-            return {"v": "v_prediction"}.get(said, said)
+            if said not in PREDICTIONS:
+                raise self._refusal(f"its metadata says that it predicts {said!r}, and known are {list(PREDICTIONS)}")
+            return PREDICTIONS[said]
         if "v_pred" in self._keys:
             return "v_prediction"
         bias = tensors.get(V_BIAS) if self._layout.name == "sd-2" and self._num_channels(tensors) == 4 else None

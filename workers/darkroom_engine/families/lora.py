@@ -129,7 +129,7 @@ class Adapters:
             weight: Tensor = self._parts[part].get_submodule(module).weight
         except (KeyError, AttributeError) as error:
             raise ValueError(f"{key} is not in this model, whose parts are {', '.join(self._parts)}") from error
-        return weight.detach()
+        return weight
 
     def _read(self, path: Path) -> dict[str, Change]:
         """Read an adapter's changes, by the names of the modules. Raises ValueError, and whatever diffusers does."""

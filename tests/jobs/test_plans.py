@@ -13,8 +13,8 @@ from uuid_utils.compat import uuid7
 from darkroom import jobs, keys
 from darkroom.db import Database
 from darkroom.jobs import JobClass, JobState, Lines, NewJob
-from darkroom.keys import Quotas
 from darkroom.jobs.submitting import start_tag_of
+from darkroom.keys import Quotas
 from darkroom.models import Job
 
 NUM_ENDED = 6000

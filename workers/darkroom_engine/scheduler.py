@@ -3,11 +3,11 @@
 Groups (requests of one batch key) take turns. A turn is as many forwards as fit into the time of one of the dearest
 group, at most MAX_TURN, so that small pictures do not wait a large forward for each of their steps. How many rows run,
 the cost table says. They go to the requests with the least work left, so that short ones end soon and nobody gives up
-its rows without need; but a newcomer is due at once, and whoever was stepped is due again PATIENCE forwards for each
-request in the group later; who is due goes first, in the order of becoming so. Among n requests each is therefore
-stepped once in (PATIENCE + 1) * n forwards of its group at the latest, and of g groups each has a turn in g.
-Interactive requests come before bulk ones, whose rows they take at the next tick; while both are in flight, one tick in
-BULK_TURN is the bulk requests', and the same holds among them.
+its rows without need; but a newcomer is due at once, and whoever was stepped is due again PATIENCE forwards later; who
+is due goes first, in the order of becoming so. Among n requests each is therefore stepped once in PATIENCE + n forwards
+of its group at the latest, and of g groups each has a turn in g. Interactive requests come before bulk ones, whose rows
+they take at the next tick; while both are in flight, one tick in BULK_TURN is the bulk requests', and the same holds
+among them.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -20,7 +20,10 @@ INTERACTIVE = 0
 # While both classes are in flight, one tick in so many is the bulk requests': a trickle that never dries up.
 BULK_TURN = 8
 
-PATIENCE = 2
+# Patience makes the mean request end sooner, and leaves long ones to run alone at the end. On the curve of a UNet bound
+# by dispatch, 32 mixed requests at 8 rows used 94 % of the device and took 0.55 of its time in the mean; with 4 these are
+# 96 % and 0.70, with 24 they are 92 % and 0.47.
+PATIENCE = 8
 MAX_TURN = 64
 
 # So many forwards long a group keeps to the rows that once did not fit; then it tries twice as many.
@@ -129,7 +132,7 @@ class Scheduler:
             group.halve_rows(batch.num_rows)
         else:
             for development in batch.developments:
-                self._due[development] = group.num_forwards + PATIENCE * group.num_requests
+                self._due[development] = group.num_forwards + PATIENCE
         for cost in outcome.costs:
             self.costs.record(cost)
         self.remove(outcome.ended)

@@ -14,7 +14,7 @@ from PIL import Image
 from darkroom_engine.noising import NoiseSchedule
 from darkroom_train.cli import main
 from darkroom_train.data import Drawing, draw_store
-from darkroom_train.denoiser import build_noise_scheduler, drop_captions, sample_timesteps
+from darkroom_train.denoiser import build_noise_scheduler, drop_captions, sample_positions
 from darkroom_train.errors import StageMissing
 from darkroom_train.latents import count_latents, load_latents
 from darkroom_train.store import SHARD_PICTURES, PictureStore, count_pictures, shard_path, write_shard
@@ -108,7 +108,8 @@ def test_captions_are_dropped_as_often_as_said() -> None:
 
 def test_timesteps_stay_in_the_schedule_and_crowd_where_there_is_most_to_learn() -> None:
     generator = torch.Generator().manual_seed(1)
-    timesteps = sample_timesteps(4000, num_timesteps=1000, uniform_part=0.2, logit_mean=-0.4, generator=generator)
+    positions = sample_positions(4000, uniform_part=0.2, logit_mean=-0.4, generator=generator)
+    timesteps = NoiseSchedule.of(build_noise_scheduler("v_prediction")).timesteps(positions)
     assert int(timesteps.min()) >= 0
     assert int(timesteps.max()) < 1000
     middle = ((timesteps > 200) & (timesteps < 700)).float().mean()

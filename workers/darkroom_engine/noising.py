@@ -5,10 +5,27 @@ Training, image-to-image and everything that shows the walk use these same funct
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+
+class ForwardProcess(Protocol):
+    """How latents become noise: what is left of the picture, and how much noise there is, at each timestep."""
+
+    @property
+    def num_timesteps(self) -> int:
+        """Timesteps run from 0 to this."""
+
+    def timesteps(self, positions: Tensor) -> Tensor:
+        """Give the timesteps (B,) at positions (B,) on the way from the picture, 0, to noise, 1."""
+
+    def scales(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Give what the latents and the noise are multiplied with at timesteps (B,), each (B, 1, 1, 1)."""
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Noise latents (B, C, h, w) to timesteps (B,) in one step."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +44,10 @@ class NoiseSchedule:
         """Timesteps run from 0 to one less."""
         return len(self.alphas_cumprod)
 
+    def timesteps(self, positions: Tensor) -> Tensor:
+        """Give the timesteps (B,), whole numbers, at positions (B,) on the way from the picture, 0, to noise, 1."""
+        return (positions * self.num_timesteps).long().clamp(max=self.num_timesteps - 1)
+
     def to(self, device: torch.device | str) -> "NoiseSchedule":
         """Give the same schedule on a device."""
         return NoiseSchedule(self.alphas_cumprod.to(device))
@@ -38,6 +59,27 @@ class NoiseSchedule:
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Noise latents (B, C, h, w) to timesteps (B,) in one step (Ho, Jain and Abbeel 2020, eq. 4)."""
+        alpha, sigma = self.scales(timesteps)
+        return alpha * latents + sigma * noise
+
+
+@dataclass(frozen=True)
+class StraightLine:
+    """The forward process of flow matching: timesteps are any numbers from 0, the picture, to 1000, noise."""
+
+    num_timesteps: int = 1000
+
+    def timesteps(self, positions: Tensor) -> Tensor:
+        """Give the timesteps (B,) at positions (B,) on the way from the picture, 0, to noise, 1."""
+        return positions * self.num_timesteps
+
+    def scales(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Give what the latents and the noise are multiplied with at timesteps (B,), each (B, 1, 1, 1)."""
+        sigma = (timesteps.float() / self.num_timesteps)[:, None, None, None]  # (B, 1, 1, 1)
+        return 1 - sigma, sigma
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Go from latents (B, C, h, w) straight toward noise (Liu, Gong and Liu 2023, eq. 1; s is 1 - their t)."""
         alpha, sigma = self.scales(timesteps)
         return alpha * latents + sigma * noise
 
@@ -70,5 +112,11 @@ VELOCITY = Parameterization(
     denoised=lambda noisy, prediction, alpha, sigma: alpha * noisy - sigma * prediction,
 )
 
-# By the name that diffusers writes into a scheduler's config.
-PARAMETERIZATIONS: Mapping[str, Parameterization] = {"epsilon": EPSILON, "v_prediction": VELOCITY}
+# Liu, Gong and Liu 2023, eq. 1; Lipman et al. 2023, eq. 23: the direction of the straight line from picture to noise.
+FLOW = Parameterization(
+    target=lambda latents, noise, alpha, sigma: noise - latents,
+    denoised=lambda noisy, prediction, alpha, sigma: noisy - sigma * prediction,
+)
+
+# By the names that recipes have for them; the first two are also what diffusers writes into a scheduler's config.
+PARAMETERIZATIONS: Mapping[str, Parameterization] = {"epsilon": EPSILON, "v_prediction": VELOCITY, "flow": FLOW}

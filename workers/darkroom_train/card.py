@@ -8,6 +8,7 @@ from darkroom_train.recipe import Recipe, digest
 from darkroom_train.scenes import COLORS, get_domain
 
 TABLE = "table.md"
+PREDICTED = {"epsilon": "the noise", "v_prediction": "v", "flow": "the way from picture to noise (flow matching)"}
 
 
 def model_card(recipe: Recipe, recipe_path: Path, *, state: Mapping[str, Any], evaluation: Path | None) -> str:
@@ -31,7 +32,7 @@ def _what(recipe: Recipe) -> str:
     return (
         f"A latent diffusion model of {size}x{size} pixels, trained from scratch with `darkroom-train`: a norm-free "
         "autoencoder with 4 latent channels at an eighth of the size, a CLIP text encoder trained against an image "
-        f"tower, and a UNet that predicts {'v' if recipe.denoiser.prediction == 'v_prediction' else 'the noise'}.\n"
+        f"tower, and a UNet that predicts {PREDICTED[recipe.denoiser.prediction]}.\n"
     )
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel, UniPCMultistepScheduler
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from darkroom_engine.noising import PARAMETERIZATIONS, NoiseSchedule, Parameterization
+from darkroom_engine.noising import PARAMETERIZATIONS, ForwardProcess, NoiseSchedule, Parameterization, StraightLine
 from darkroom_train.group import Group
 from darkroom_train.latents import LatentStore
 from darkroom_train.recipe import DenoiserRecipe
@@ -46,11 +46,15 @@ def build_denoiser(recipe: DenoiserRecipe, *, latent_size: int, text_width: int,
         )
 
 
-def build_noise_scheduler(prediction: str) -> DDIMScheduler:
+def build_noise_scheduler(prediction: str) -> Any:
     """Build the noise_scheduler that training noises with and that the exported model names.
 
     Linear betas end at a signal of 4e-5 of the variance, so no rescaling to zero is needed and every sampler agrees.
+    For flow matching it is one that StableDiffusionPipeline can use: FlowMatchEulerDiscreteScheduler lacks what that
+    pipeline asks of it. The engine takes its own flow samplers for both.
     """
+    if prediction == "flow":
+        return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0)
     return DDIMScheduler(
         beta_start=1e-4,
         beta_end=0.02,
@@ -63,19 +67,24 @@ def build_noise_scheduler(prediction: str) -> DDIMScheduler:
     )
 
 
-def sample_timesteps(
-    batch_size: int, *, num_timesteps: int, uniform_part: float, logit_mean: float, generator: torch.Generator
-) -> Tensor:
-    """Draw timesteps (B,): some uniform, the others logit-normal (Esser et al. 2024, section 3.1).
+def build_forward_process(prediction: str, device: torch.device) -> ForwardProcess:
+    """Build the forward process that belongs to a prediction."""
+    if prediction == "flow":
+        return StraightLine()
+    return NoiseSchedule.of(build_noise_scheduler(prediction)).to(device)
 
-    Linear betas leave a third of all timesteps as nearly pure noise, where there is little to learn.
+
+def sample_positions(batch_size: int, *, uniform_part: float, logit_mean: float, generator: torch.Generator) -> Tensor:
+    """Draw positions (B,) on the way from the picture, 0, to noise, 1, where the denoiser is to learn.
+
+    Some are uniform, the others logit-normal (Esser et al. 2024, section 3.1). Linear betas leave a third of all
+    timesteps as nearly pure noise, where there is little to learn; flow matching has its hardest in the middle.
     """
     device = generator.device
     normal = torch.randn(batch_size, generator=generator, device=device)
     uniform = torch.rand(batch_size, generator=generator, device=device)
     is_uniform = torch.rand(batch_size, generator=generator, device=device) < uniform_part
-    position = torch.where(is_uniform, uniform, torch.sigmoid(normal + logit_mean))
-    return (position * num_timesteps).long().clamp(max=num_timesteps - 1)
+    return torch.where(is_uniform, uniform, torch.sigmoid(normal + logit_mean))
 
 
 def drop_captions(tokens: Tensor, empty: Tensor, part: float, generator: torch.Generator) -> Tensor:
@@ -87,16 +96,16 @@ def drop_captions(tokens: Tensor, empty: Tensor, part: float, generator: torch.G
 class Denoising:
     """A forward of the denoiser and its loss, side by side."""
 
-    def __init__(self, unet: Any, schedule: NoiseSchedule, parameterization: Parameterization) -> None:
+    def __init__(self, unet: Any, forward_process: ForwardProcess, parameterization: Parameterization) -> None:
         self._unet = unet
-        self.schedule = schedule
+        self.forward_process = forward_process
         self._parameterization = parameterization
 
     def losses(self, latents: Tensor, noise: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
         """Noise latents, predict, and give each sample's error (B,)."""
-        noisy = self.schedule.add_noise(latents, noise, timesteps)
+        noisy = self.forward_process.add_noise(latents, noise, timesteps)
         prediction = self._unet(noisy, timesteps, encoder_hidden_states=prompt_embeds, return_dict=False)[0]
-        return self._parameterization.losses(prediction, latents, noise, self.schedule.scales(timesteps))
+        return self._parameterization.losses(prediction, latents, noise, self.forward_process.scales(timesteps))
 
 
 class DenoiserTraining:
@@ -130,10 +139,10 @@ class DenoiserTraining:
         self._device = group.device
         self._sampling = sampling
         self._optimization = Optimization(self.unet, recipe, group, ema_decay=recipe.ema_decay)
-        schedule = NoiseSchedule.of(build_noise_scheduler(recipe.prediction)).to(group.device)
+        forward_process = build_forward_process(recipe.prediction, group.device)
         forward = torch.compile(self.unet, dynamic=False) if recipe.compile else self.unet
-        self._denoising = Denoising(forward, schedule, PARAMETERIZATIONS[recipe.prediction])
-        self._eager = Denoising(self.unet, schedule, PARAMETERIZATIONS[recipe.prediction])
+        self._denoising = Denoising(forward, forward_process, PARAMETERIZATIONS[recipe.prediction])
+        self._eager = Denoising(self.unet, forward_process, PARAMETERIZATIONS[recipe.prediction])
 
     def step(self, number: int, *, progress: float, learning_rate: float) -> Mapping[str, Tensor]:
         """Train on a batch of latents, each at a timestep and with noise of its own."""
@@ -142,13 +151,13 @@ class DenoiserTraining:
         latents, tokens = self._latents.sample(self._group.share(recipe.batch_size), generator)
         tokens = drop_captions(tokens, self._empty, recipe.caption_dropout, generator)
         noise = torch.randn(latents.shape, generator=generator, device=self._device)
-        timesteps = sample_timesteps(
+        positions = sample_positions(
             len(latents),
-            num_timesteps=self._denoising.schedule.num_timesteps,
             uniform_part=recipe.uniform_part,
             logit_mean=recipe.logit_mean,
             generator=generator,
         )
+        timesteps = self._denoising.forward_process.timesteps(positions)
         with self._optimization.autocast():
             loss = self._denoising.losses(latents, noise, timesteps, self._embed(tokens)).mean()
         self._optimization.apply(loss, number, learning_rate=learning_rate)

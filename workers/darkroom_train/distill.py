@@ -13,8 +13,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from darkroom_engine.noising import PARAMETERIZATIONS, NoiseSchedule
-from darkroom_train.denoiser import Sampler, build_noise_scheduler
+from darkroom_engine.noising import PARAMETERIZATIONS, ForwardProcess
+from darkroom_train.denoiser import Sampler, build_forward_process
 from darkroom_train.group import Group
 from darkroom_train.latents import LatentStore
 from darkroom_train.recipe import DistillRecipe
@@ -34,12 +34,12 @@ def boundary_scales(timesteps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ddim_step(
-    schedule: NoiseSchedule, denoised: Tensor, noisy: Tensor, *, timesteps: Tensor, earlier: Tensor
+    forward_process: ForwardProcess, denoised: Tensor, noisy: Tensor, *, timesteps: Tensor, earlier: Tensor
 ) -> Tensor:
     """Go from timesteps to earlier ones along the deterministic path (Song, Meng and Ermon 2021, eq. 12)."""
-    alpha, sigma = schedule.scales(timesteps)
+    alpha, sigma = forward_process.scales(timesteps)
     noise = (noisy - alpha * denoised) / sigma
-    alpha, sigma = schedule.scales(earlier)
+    alpha, sigma = forward_process.scales(earlier)
     return alpha * denoised + sigma * noise
 
 
@@ -75,7 +75,7 @@ class Distillation:
         self._text_encoder = text_encoder.to(group.device).eval().requires_grad_(False)
         self._empty = empty.to(group.device)
         self._parameterization = PARAMETERIZATIONS[prediction]
-        self._schedule = NoiseSchedule.of(build_noise_scheduler(prediction)).to(group.device)
+        self._forward_process = build_forward_process(prediction, group.device)
         self._optimization = Optimization(self.student, recipe, group, ema_decay=recipe.ema_decay)
         self._target = copy.deepcopy(self._teacher)
         self._forwards = {
@@ -90,11 +90,11 @@ class Distillation:
         device = self._group.device
         latents, tokens = self._latents.sample(self._group.share(recipe.batch_size), generator)
         noise = torch.randn(latents.shape, generator=generator, device=device)
-        stride = self._schedule.num_timesteps // recipe.distilled_steps
+        stride = self._forward_process.num_timesteps // recipe.distilled_steps
         place = torch.randint(recipe.distilled_steps, (len(latents),), generator=generator, device=device)
         timesteps = (place + 1) * stride - 1
         earlier = (timesteps - stride).clamp(min=0)
-        noisy = self._schedule.add_noise(latents, noise, timesteps)
+        noisy = self._forward_process.add_noise(latents, noise, timesteps)
         with self._optimization.autocast():
             prompt_embeds = self._embed(tokens)
             closer = self._teach(noisy, timesteps, earlier, prompt_embeds)
@@ -136,13 +136,13 @@ class Distillation:
         )
         unconditional, conditional = both.chunk(2)
         prediction = unconditional + self._recipe.guidance_scale * (conditional - unconditional)
-        denoised = self._parameterization.denoised(noisy, prediction, *self._schedule.scales(timesteps))
-        return ddim_step(self._schedule, denoised, noisy, timesteps=timesteps, earlier=earlier)
+        denoised = self._parameterization.denoised(noisy, prediction, *self._forward_process.scales(timesteps))
+        return ddim_step(self._forward_process, denoised, noisy, timesteps=timesteps, earlier=earlier)
 
     def _consistent(self, who: str, noisy: Tensor, timesteps: Tensor, prompt_embeds: Tensor) -> Tensor:
         """Give the picture that one of the networks jumps to."""
         prediction = self._predict(who, noisy, timesteps, prompt_embeds)
-        denoised = self._parameterization.denoised(noisy, prediction, *self._schedule.scales(timesteps))
+        denoised = self._parameterization.denoised(noisy, prediction, *self._forward_process.scales(timesteps))
         skip, out = boundary_scales(timesteps)
         return skip * noisy + out * denoised
 

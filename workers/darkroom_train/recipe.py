@@ -2,6 +2,7 @@
 
 import hashlib
 import tomllib
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
@@ -90,7 +91,7 @@ class DenoiserRecipe(Training):
     layers: int = _between(1, 4, 1)
     heads: int = _between(1, 32, 4)
     norm_groups: int = _between(1, 64, 16)
-    prediction: str = _one_of("v_prediction", "epsilon", default="v_prediction")
+    prediction: str = _one_of("v_prediction", "epsilon", "flow", default="v_prediction")
     caption_dropout: float = _between(0.0, 1.0, 0.1)
     ema_decay: float = _between(0.0, 0.999999, 0.999)
     uniform_part: float = _between(0.0, 1.0, 0.2)
@@ -177,12 +178,18 @@ def differences(section: Training, stored: dict[str, Any]) -> list[str]:
     """Name the keys in which a section differs from the one a checkpoint was made by, the mere running aside."""
     passing = ("steps", "minutes", "log_steps", "report_minutes", "compile")
     current = as_stored(section)
-    return [key for key in current if key not in passing and current[key] != stored.get(key)]
+    # A checkpoint from before a key was there was made as the key's default says.
+    stored = _plain({item.name: item.default for item in fields(section)}) | stored
+    return [key for key in current if key not in passing and current[key] != stored[key]]
 
 
 def as_stored(section: Training) -> dict[str, Any]:
     """Give a section as plain values."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(section).items()}
+    return _plain(asdict(section))
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def digest(path: Path) -> str:

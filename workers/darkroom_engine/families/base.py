@@ -130,6 +130,10 @@ def noise_scales(noise_scheduler: Any, steps: Iterable[int], dtype: torch.dtype)
     """
     scales = []
     for step in steps:
+        if not hasattr(noise_scheduler, "add_noise"):  # flow matching: on the straight line between both
+            sigma = float(noise_scheduler.sigmas[step])
+            scales.append((1.0 - sigma, sigma))
+            continue
         # With a begin index it takes the sigma of that place, and need not search for one by timestep.
         begin_index = getattr(noise_scheduler, "begin_index", None)
         if begin_index is not None:

@@ -44,7 +44,7 @@ def start(
     noise = torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device)
     first_step = num_skipped(request) * noise_scheduler.order
     if encoded is None or is_noise_alone:
-        latents = noise * noise_scheduler.init_noise_sigma
+        latents = noise * getattr(noise_scheduler, "init_noise_sigma", 1.0)  # of flow matching it is always 1
     else:
         [(scale, noise_scale)] = noise_scales(noise_scheduler, [first_step], like.dtype)
         latents = scale * encoded + noise_scale * noise

@@ -40,4 +40,4 @@ class OwnSteps:
         if int(timestep) > 0:
             return (latents,)
         assert self.run is not None
-        return (self.run.picture,)
+        return (self.run.picture.to(latents.device),)

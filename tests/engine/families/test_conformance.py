@@ -125,9 +125,9 @@ def test_a_picture_is_the_same_alone_and_in_a_mixed_batch(
 
 
 def test_an_exact_picture_is_the_same_to_the_bit_whatever_its_neighbors(
-    engine: Engine, tiny: TinyFamily, ask: Ask, develop: Develop
+    engine: Engine, tiny: TinyFamily, ask: Ask, step_all: Callable[..., dict[int, Tensor]]
 ) -> None:
-    request = ask(is_exact=True)
+    request = ask(is_exact=True, num_inference_steps=6)
     if tiny.family == "whole":
         with pytest.raises(InvalidRequest, match="is_exact"):
             engine.submit(request)
@@ -137,9 +137,8 @@ def test_an_exact_picture_is_the_same_to_the_bit_whatever_its_neighbors(
         ask(is_exact=True, seed=3, num_inference_steps=5, **tiny.unguided),
         ask(seed=4, negative_prompt="a long negative prompt"),
     ]
-    [alone] = develop(engine, request)
-    together, *_ = develop(engine, request, *neighbors)
-    assert np.array_equal(alone.result(0).image, together.result(0).image)
+    alone, together = (step_all(engine, request, *others)[request.seed] for others in ([], neighbors))
+    assert alone.equal(together)
 
 
 def test_a_walk_ends_in_the_picture(engine: Engine, tiny: TinyFamily, ask: Ask, develop: Develop) -> None:

@@ -35,7 +35,7 @@ OTHER_MEDIA = {
     "audio_length_in_s": "sound",
     "audio_end_in_s": "sound",
 }
-OTHER_TIMESTEPS = 1000
+MAX_STEPS = 1000  # of a pipeline whose scheduler does not say
 
 
 class WholePipeline:
@@ -61,11 +61,9 @@ class WholePipeline:
         for module in self._modules:
             module.to(device).eval().requires_grad_(False)
         self._settings = _settings_of(pipeline)
-        scheduler = self._parts.get("scheduler")
-        num_train_timesteps = (
-            scheduler.config.get("num_train_timesteps", OTHER_TIMESTEPS) if scheduler else OTHER_TIMESTEPS
-        )
-        self.scheduler_config: Mapping[str, Any] = {"has_own_steps": True, "num_train_timesteps": num_train_timesteps}
+        config = getattr(self._parts.get("scheduler"), "config", {})
+        max_steps = config.get("num_train_timesteps", MAX_STEPS)
+        self.scheduler_config: Mapping[str, Any] = {"has_own_steps": True, "num_train_timesteps": max_steps}
         processor = getattr(pipeline, "image_processor", None)
         self.latent_multiple = int(processor.config.vae_scale_factor) if processor else 8
         self.features: frozenset[str] = frozenset()

@@ -46,7 +46,8 @@ class PreviewBoard:
         if not job_ids:
             return set()
         keys = [WATCH_KEY.format(job_id=job_id) for job_id in job_ids]
-        marks = self._redis.ask(lambda client: client.mget(keys), [None] * len(keys))
+        nobody: list[bytes | str | None] = [None] * len(keys)
+        marks = self._redis.ask(lambda client: client.mget(keys), nobody)
         return {job_id for job_id, mark in zip(job_ids, marks, strict=True) if mark is not None}
 
     def publish(self, job_id: UUID, n: int, *, step: int, body: bytes) -> None:

@@ -100,3 +100,10 @@ def test_running_out_of_memory_is_no_reason_to_give_up(graphed: GraphedDenoise, 
     recorder.error = None
     graphed(*inputs(2))
     assert recorder.num_recordings == 1
+
+
+def test_what_was_recorded_is_forgotten_when_the_weights_have_moved(graphed: GraphedDenoise, recorder: Copying) -> None:
+    graphed(*inputs(2))
+    graphed.forget()
+    graphed(*inputs(2))
+    assert recorder.num_recordings == 2

@@ -1,6 +1,7 @@
 """Models that do not all fit: the least recently used waits on the host, and comes back as it was."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from darkroom_engine.residency import Residency, Weights
 KILOBYTE = 1024
 
 
-def weights(kilobytes: int = 1) -> Weights:
-    return Weights([nn.Linear(KILOBYTE // 4, kilobytes, bias=False)])
+def modules(kilobytes: int = 1) -> list[nn.Module]:
+    return [nn.Linear(KILOBYTE // 4, kilobytes, bias=False)]
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def residency(moved: list[str]) -> Residency:
     """Room for three kilobytes, with models a, b and c of one each."""
     residency = Residency(3 * KILOBYTE, on_move=moved.append)
     for name in "abc":
-        residency.add(name, weights())
+        residency.add(name, modules())
     return residency
 
 
@@ -45,8 +46,12 @@ def test_weights_come_back_as_they_were() -> None:
     assert view.equal(before[1])
 
 
-def test_tied_weights_stay_tied() -> None:
+@pytest.mark.parametrize("from_file", [False, True])
+def test_tied_weights_stay_tied(from_file: bool, tmp_path: Path) -> None:
     first, second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    if from_file:  # as weights do that are loaded without being copied
+        (tmp_path / "weights").write_bytes(bytes(4 * 4 * 4))
+        first.weight.data = torch.from_file(str(tmp_path / "weights"), shared=False, size=16).view(4, 4)
     second.weight = first.weight
     tied = Weights([first, second])
     assert tied.num_bytes == 4 * 4 * 4
@@ -65,19 +70,19 @@ def test_what_fits_stays(residency: Residency, moved: list[str]) -> None:
 
 def test_the_least_recently_used_makes_room(residency: Residency, moved: list[str]) -> None:
     residency.use("a", busy=())
-    residency.add("d", weights())
+    residency.add("d", modules())
     assert moved == ["b"]
     residency.use("b", busy=())
     assert moved == ["b", "c", "b"]
 
 
 def test_a_large_model_makes_several_small_ones_wait(residency: Residency, moved: list[str]) -> None:
-    residency.add("large", weights(2))
+    residency.add("large", modules(2))
     assert moved == ["a", "b"]
 
 
 def test_a_busy_model_is_not_parked(residency: Residency, moved: list[str]) -> None:
-    residency.add("d", weights())
+    residency.add("d", modules())
     moved.clear()
     residency.use("a", busy={"b"})
     assert moved == ["c", "a"]

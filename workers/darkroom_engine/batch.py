@@ -71,7 +71,7 @@ class StepBatch:
 
 @dataclass
 class StepOutcome:
-    """What one tick did: who has reached the last step, failures with their reasons, and whether the rows were too many for the memory.
+    """What one tick did: who has reached the last step, failures with their reasons, whether memory was too small.
 
     `costs` are those of forwards that have ended by now, this tick's or earlier ones'.
     """

@@ -34,7 +34,7 @@ from darkroom_engine.families.lora import TakesAdapters
 from darkroom_engine.memory import cpu_bound
 from darkroom_engine.models import LoadedModel, load_model
 from darkroom_engine.request import Handle, Request
-from darkroom_engine.residency import Residency, Weights
+from darkroom_engine.residency import Residency
 from darkroom_engine.runner import ModelRunner
 from darkroom_engine.samplers import samplers_for
 from darkroom_engine.scheduler import Scheduler
@@ -132,6 +132,12 @@ class Engine:
         family = self._runner.models[model]
         if not isinstance(family, TakesAdapters):
             raise LoraLoadError(name, f"model {model!r} is of family {family.family!r}, which takes none")
+        if self._thread is None:
+            self._residency.use(model, busy=())
+        elif self._residency.is_parked(model):
+            raise LoraLoadError(
+                name, f"the weights of model {model!r} wait on the host; load it before the engine starts"
+            )
         family.adapters.load(name, find_lora(name, source, revision))
         self._models[model] = replace(self._models[model], num_bytes=family.num_bytes)
 
@@ -141,7 +147,7 @@ class Engine:
             raise ModelLoadError(name, f"a model of that name is loaded already, from {self._models[name].source}")
         self._runner.adopt(name, model, tuning or Tuning())
         self._decoder.adopt(name, model)
-        self._residency.add(name, Weights(modules_of(model)))
+        self._residency.add(name, modules_of(model))
         if self._runner.device.type == "cpu":
             self._runner.memory[name] = cpu_bound(self.device_info.memory_bytes)
         memory = self._runner.memory.get(name)

@@ -89,6 +89,10 @@ class GraphedDenoise:
         recording.replay()
         return recording.prediction[:num_rows]
 
+    def forget(self) -> None:
+        """Drop the recordings: the weights are not where they were."""
+        self._recordings.clear()
+
     def _recording(self, latents: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor]) -> _Recording | None:
         """Find the recording of these shapes with these inputs in it, or make it. None when that does not work."""
         shapes = (latents.shape, latents.dtype, *((key, rows.shape, rows.dtype) for key, rows in conditioning.items()))

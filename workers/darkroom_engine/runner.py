@@ -182,7 +182,7 @@ class ModelRunner:
         return model.condition(request, positive, negative)
 
     def snapshot(self, development: Development) -> bytes:
-        """Write a development down. Raises InvalidSnapshot when its walk is over, or it has no words for its sampler."""
+        """Write a development down. Raises InvalidSnapshot when its walk is over, or its sampler has no words."""
         if development.step == len(development.timesteps):
             raise InvalidSnapshot("its walk is over")
         with self._building:

@@ -107,7 +107,17 @@ def _read_step(noise_scheduler: Any, timestep: Tensor, arguments: Mapping[str, A
         denoised = rest[0]
     else:  # flow matching: x = z - sigma * v (Lipman et al. 2023)
         denoised = latents - noise_scheduler.sigmas[noise_scheduler.step_index - 1] * prediction
-    return StepWeights(input_scale, *weights, noise_weight, *(denoised[0, :2] / UNIT).tolist())
+    of_latents, of_prediction, of_previous = weights
+    denoised_latents, denoised_prediction = (denoised[0, :2] / UNIT).tolist()
+    return StepWeights(
+        input_scale,
+        of_latents,
+        of_prediction,
+        of_previous,
+        noise_weight,
+        denoised_latents,
+        denoised_prediction,
+    )
 
 
 def _next_noise(generator: Generator, shape: torch.Size) -> Tensor:

@@ -8,7 +8,7 @@ WHOLE_PIXELS = 1536
 
 
 def tile_large_pictures(vae: Any) -> None:
-    """Have a VAE encode and decode pictures larger than WHOLE_PIXELS in tiles. VAEs that know only tiles are left alone."""
+    """Have a VAE encode and decode pictures larger than WHOLE_PIXELS in tiles. One that knows only tiles is let be."""
     if hasattr(vae, "tile_sample_min_height"):
         overlap = WHOLE_PIXELS // 4
         vae.enable_tiling(WHOLE_PIXELS, WHOLE_PIXELS, WHOLE_PIXELS - overlap, WHOLE_PIXELS - overlap)

@@ -73,4 +73,4 @@ def _lay_out(module: Any) -> None:
     """Lay out the weights of 2-d convolutions; those of others have no such order."""
     for conv in module.modules():
         if isinstance(conv, nn.Conv2d):
-            conv.to(memory_format=torch.channels_last)
+            conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)

@@ -27,6 +27,7 @@ from darkroom.storage import Storage
 from darkroom.sweeper import Sweeper
 from darkroom_engine import EngineError
 from darkroom_worker.develop import Developer, Develops
+from darkroom_worker.output import Outlet
 from darkroom_worker.transport import TRANSPORT, Waker
 from darkroom_worker.worker import Parts, StallLimits, Worker, is_alive, max_held
 
@@ -67,6 +68,8 @@ def run(settings: Settings) -> None:
     signal.signal(signal.SIGTERM, _exit_once)  # until Celery puts its own in place; as PID 1 there is no default
     database = open_database(settings)
     entries = _entries(settings)
+    outlet = Outlet(settings)
+    outlet.warm_up()  # while the models load
     from darkroom_engine import Engine, Tuning  # brings torch: seconds that neither --health nor a refusal has to wait
 
     device = _device(settings)
@@ -85,11 +88,13 @@ def run(settings: Settings) -> None:
             dtype=entry.dtype,
             tuning=Tuning(**entry.tuning.model_dump()),
         )
+        for lora, source in entry.loras.items():
+            engine.load_lora(entry.name, lora, source=source)
     for entry in entries:
         _warm_up(engine, entry, device)
     engine.start()
     try:
-        serve(settings, database=database, engine=engine, facts=_facts(settings, engine))
+        serve(settings, database=database, engine=engine, outlet=outlet, facts=_facts(settings, engine))
     finally:
         engine.stop()
         database.dispose()
@@ -133,6 +138,7 @@ def serve(
     *,
     database: Database,
     engine: Develops,
+    outlet: Outlet,
     facts: WorkerFacts,
     stall_limits: StallLimits = StallLimits(),  # noqa: B008 - frozen
 ) -> None:
@@ -141,8 +147,8 @@ def serve(
     developer = Developer(
         engine,
         storage=storage,
+        outlet=outlet,
         database=database,
-        patience_seconds=settings.upload_limit_seconds,
         embeds_metadata=settings.embed_metadata,
     )
     worker = Worker(Parts(settings, facts, database, storage, developer, stall_limits))
@@ -162,6 +168,7 @@ def serve(
     finally:
         _leave(worker)
         sweeper.stop()
+        outlet.close()
         crier.stop()
         logger.info("worker_left", worker=facts.id)
     if consumer.exitcode:

@@ -198,6 +198,30 @@ def test_a_model_that_has_no_lora_in_it_is_bit_equal_to_what_it_was(
         assert all(tensor.equal(loaded[key]) for key, tensor in getattr(own_pipeline, part).state_dict().items())
 
 
+def test_a_lora_is_right_on_a_model_that_waited_on_the_host(
+    engine: Engine,
+    name: str,
+    own_pipeline: DiffusionPipeline,
+    files: dict[str, Path],
+    ask: Any,
+    develop: Any,
+    tmp_path: Path,
+) -> None:
+    with quiet():
+        own_pipeline.save_pretrained(tmp_path / name)
+    narrow = Engine("cpu", 32, num_threads=1, max_model_bytes=1)
+    narrow.load(name, source=str(tmp_path / name))
+    narrow.load("other", source="seeded:7")
+    narrow.load_lora(name, "ink", source=str(files["ink"]))
+    other = ask(model="other", width=64, height=64)
+    pictures = [develop(narrow, request)[0].result(0).image for request in (ask(loras=(("ink", 1.0),)), other, ask())]
+    expected = [develop(engine, request)[0].result(0).image for request in (ask(loras=(("ink", 1.0),)), ask())]
+    narrow.stop()
+    for found, wanted in zip((pictures[0], pictures[2]), expected, strict=True):
+        # Weights that lie elsewhere in memory may be summed in another order: one gray level at most.
+        assert np.abs(found.astype(int) - wanted).max() <= 1
+
+
 def test_requests_with_the_same_loras_share_a_forward(engine: Engine, ask: Callable[..., Request]) -> None:
     keys = [
         engine._runner.prepare(ask(loras=loras, seed=seed)).batch_key

@@ -21,8 +21,8 @@ INTERACTIVE = 0
 BULK_TURN = 8
 
 # Patience makes the mean request end sooner, and leaves long ones to run alone at the end. On the curve of a UNet bound
-# by dispatch, 32 mixed requests at 8 rows used 94 % of the device and took 0.55 of its time in the mean; with 4 these are
-# 96 % and 0.70, with 24 they are 92 % and 0.47.
+# by dispatch, 32 mixed requests at 8 rows used 94 % of the device and took 0.55 of its time in the mean; with 4 that is
+# 96 % and 0.70, with 24 it is 92 % and 0.47.
 PATIENCE = 8
 MAX_TURN = 64
 

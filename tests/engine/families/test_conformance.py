@@ -28,6 +28,8 @@ TOLERANCE = 1e-4
 # diffusers' own loop hands tensors to numpy the way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
+PROMPTS = ("", "a red house", "a red house by the sea, seen from above, at night, under many stars")
+
 Develop = Callable[..., list[Handle]]
 Ask = Callable[..., Request]
 
@@ -181,8 +183,7 @@ def test_a_row_is_the_same_whatever_shares_its_forward(engine: Engine, name: str
     if tiny.family == "whole":
         return  # its forwards are one pipeline's after the other
     runner, model = engine._runner, engine._runner.models[name]
-    prompts = ["", "a red house", "a red house by the sea, seen from above, at night, under many stars"]
-    developments = [runner.prepare(ask(prompt=prompt, seed=seed)) for seed, prompt in enumerate(prompts)]
+    developments = [runner.prepare(ask(prompt=prompt, seed=seed)) for seed, prompt in enumerate(PROMPTS)]
     with torch.inference_mode():
         for development in developments:
             runner._start(model, development)
@@ -191,10 +192,18 @@ def test_a_row_is_the_same_whatever_shares_its_forward(engine: Engine, name: str
         conditionings = [d.conditioning for d in developments if d.conditioning is not None]
         together = model.denoise(torch.cat(latents), torch.cat(timesteps), model.stack(conditionings))
         alone = [model.denoise(*inputs) for inputs in zip(latents, timesteps, conditionings, strict=True)]
-    assert len(together) == sum(len(rows) for rows in latents) > len(prompts) - 1
+    assert len(together) == sum(len(rows) for rows in latents) >= len(PROMPTS)
     assert (together - torch.cat(alone)).abs().max() < TOLERANCE * together.abs().max()
 
 
 def test_prompts_of_any_length_share_a_forward(engine: Engine, ask: Ask) -> None:
-    prompts = ["", "a red house", "a red house by the sea, seen from above, at night, under many stars"]
-    assert len({engine._runner.prepare(ask(prompt=prompt)).batch_key for prompt in prompts}) == 1
+    assert len({engine._runner.prepare(ask(prompt=prompt)).batch_key for prompt in PROMPTS}) == 1
+
+
+@pytest.mark.parametrize("family", ["qwen-image", "z-image"])
+def test_exact_prompts_share_a_forward_only_with_those_as_long(engines: Callable[[str], Engine], family: str) -> None:
+    fields: dict[str, Any] = {"model": family, "width": 32, "height": 32, "num_inference_steps": 2, "seed": 1}
+    fields |= {"guidance_scale": 4.0, "sampler": "euler", "is_exact": True}
+    prompts = [*PROMPTS, PROMPTS[1][::-1]]
+    prepared = [engines(family)._runner.prepare(Request(prompt=prompt, **fields)) for prompt in prompts]
+    assert len({development.batch_key for development in prepared}) == len(PROMPTS)

@@ -14,7 +14,7 @@ from PIL import Image
 from darkroom.catalog import Catalog
 from darkroom.config import Settings
 from darkroom.db import Database, is_on_network
-from darkroom.jobs import JobClass, JobState, get, submit
+from darkroom.jobs import JobClass, JobState, NewJob, get, submit
 from darkroom.params import resolve
 from darkroom.stack.leash import held_by, leashed
 from darkroom_worker.worker import is_alive, life_sign
@@ -50,14 +50,8 @@ def test_a_broken_model_folder_stops_the_worker_and_leaves_the_queue_alone(
     catalog = tmp_path / "catalog.toml"
     catalog.write_text('[models.mine]\nfamily = "sd"\nsource = "empty"\n')
     entry = Catalog.load(settings).default
-    job = submit(
-        database,
-        owner="ann",
-        model=entry.name,
-        params=resolve(entry, {"prompt": "a"}),
-        job_class=JobClass.BULK,
-        ttl_seconds=60,
-    )
+    new = NewJob(entry.name, resolve(entry, {"prompt": "a"}), JobClass.BULK, 60)
+    job = submit(database, new, owner="ann")
     refusal = refusal_of(run_worker(environment, DARKROOM_CATALOG=str(catalog)))
     assert "'mine'" in refusal
     assert str(tmp_path / "empty") in refusal

@@ -351,6 +351,15 @@ class Intake(Base):
     paused_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now())
 
 
+class Choice(Base):
+    """What an owner has chosen to be used where a request to the web UI's API does not say."""
+
+    __tablename__ = "choices"
+
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    model: Mapped[str] = mapped_column(String(128))
+
+
 class DeliveryState(StrEnum):
     """Whether a webhook's receiver has taken what it was told."""
 

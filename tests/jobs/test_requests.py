@@ -64,6 +64,32 @@ def test_key_is_free_again_after_a_day(queue, params) -> None:
     assert submit_again(queue, params, sha256="b" * 64).id == second.id
 
 
+def test_request_that_is_no_repetition_makes_another_job_which_repetitions_then_get(queue, params) -> None:
+    first = submit_again(queue, params)
+    request = Request("k", "b" * 64, is_new=True)
+    second = jobs.submit(queue.database, new(params), owner="ann", request=request)
+    assert jobs.find_made(queue.database, request, owner="ann") is None
+    assert second.id != first.id
+    assert submit_again(queue, params, sha256="b" * 64).id == second.id
+
+
+def test_live_jobs_are_found_by_what_their_metadata_says(queue, params) -> None:
+    marked, other, ended = (
+        jobs.submit(queue.database, new(params, metadata=metadata), owner="ann").id
+        for metadata in ({"api": "x", "more": 1}, {"api": "y"}, {"api": "x"})
+    )
+    queue.cancel(ended)
+    jobs.submit(queue.database, new(params, metadata={"api": "x"}), owner="bob")
+    jobs.submit(queue.database, new(params), owner="ann")
+
+    def found(api: str, limit: int = 9) -> list[UUID]:
+        live = jobs.list_live(queue.database, owner="ann", metadata={"api": api}, limit=limit)
+        return [job.id for job in live]
+
+    assert (found("x"), found("y"), found("z")) == ([marked], [other], [])
+    assert found("x", limit=0) == []
+
+
 def age_requests(queue, seconds: float) -> None:
     with queue.database.write() as session:
         session.execute(update(IdempotentRequest).values(created_at=now(-seconds)))

@@ -1,6 +1,6 @@
 """Reading jobs. Somebody else's job does not exist."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -10,7 +10,7 @@ from sqlalchemy.orm import selectinload
 from darkroom.db import Database
 from darkroom.errors import ImageNotFound, JobNotFound
 from darkroom.jobs.records import ImageRecord, JobRecord, image_record, job_record
-from darkroom.models import Job, JobState
+from darkroom.models import LIVE_STATES, Job, JobState
 
 SEARCHED_JOBS = 2000
 
@@ -47,6 +47,15 @@ def list_jobs(
 ) -> list[JobRecord]:
     """Read an owner's jobs, newest first, beginning below `before`."""
     query = _filtered(select(Job), owner, state, model, batch_id, before).options(selectinload(Job.images))
+    with database.read() as session:
+        return _records(session.scalars(query.order_by(Job.id.desc()).limit(limit)))
+
+
+def list_live(database: Database, *, owner: str, metadata: Mapping[str, str], limit: int) -> list[JobRecord]:
+    """Read an owner's jobs that have not ended and whose metadata says all of this, newest first."""
+    query = select(Job).where(Job.owner == owner, Job.state.in_(LIVE_STATES)).options(selectinload(Job.images))
+    for name, value in metadata.items():
+        query = query.where(Job.client_metadata[name].as_string() == value)
     with database.read() as session:
         return _records(session.scalars(query.order_by(Job.id.desc()).limit(limit)))
 

@@ -70,10 +70,14 @@ class NewJob:
 
 @dataclass(frozen=True)
 class Request:
-    """A submission that its sender may repeat: the key it was given, and the digest of all that was asked."""
+    """A submission that its sender may repeat: the key it was given, and the digest of all that was asked.
+
+    With `is_new` its sender says that this is no repetition: whatever the key made before, it makes another now.
+    """
 
     key: str
     sha256: str
+    is_new: bool = False
 
 
 def submit(
@@ -133,6 +137,8 @@ def submit_batch(
 
 def find_made(database: Database, request: Request, *, owner: str) -> UUID | None:
     """What an earlier request with this key made, if one did within its life. Raises RequestDiffers."""
+    if request.is_new:
+        return None
     with database.read() as session:
         return _made_before(session, owner, request)
 
@@ -208,7 +214,7 @@ def _settle(session: Session, owner: str, request: Request | None, new_id: UUID)
         .on_conflict_do_update(
             index_elements=["owner", "key"],
             set_=row,
-            where=IdempotentRequest.created_at < now(-REQUEST_LIFE_SECONDS),
+            where=None if request.is_new else IdempotentRequest.created_at < now(-REQUEST_LIFE_SECONDS),
         )
         .returning(IdempotentRequest.made_id)
     )

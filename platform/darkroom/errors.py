@@ -1,7 +1,8 @@
 """Every error the platform raises. Knows no HTTP: the web room gives each its status."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -220,6 +221,10 @@ class StorageError(DarkroomError):
         self.key = key
         self.reason = reason
         super().__init__(f"{operation} {key}: {reason}")
+
+    def __reduce__(self) -> tuple[Callable[..., "StorageError"], tuple[str]]:
+        """Cross from one process to another as it is."""
+        return partial(type(self), key=self.key, reason=self.reason), (self.operation,)
 
 
 class ObjectNotFound(StorageError):

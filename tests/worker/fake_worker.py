@@ -26,6 +26,7 @@ from darkroom.stack.leash import tie
 from darkroom_engine.errors import DeadlineExceeded, EngineError, EngineStopped, RequestCanceled, RequestFailed
 from darkroom_engine.request import Handle, Preview, Request
 from darkroom_worker.app import open_database, serve
+from darkroom_worker.output import Outlet
 from darkroom_worker.worker import StallLimits
 
 TICK_SECONDS = 0.01
@@ -149,7 +150,14 @@ def work(control: Path, limits: Mapping[str, float]) -> None:
         version="0",
     )
     database = open_database(settings)
-    serve(settings, database=database, engine=FakeEngine(control), facts=facts, stall_limits=StallLimits(**limits))
+    serve(
+        settings,
+        database=database,
+        engine=FakeEngine(control),
+        outlet=Outlet(settings),
+        facts=facts,
+        stall_limits=StallLimits(**limits),
+    )
 
 
 def _be_born(order: Mapping[str, Any], nursery: int) -> None:

@@ -1,6 +1,7 @@
 """A claim becomes engine requests, pictures become bytes, a held job says how far it is."""
 
 import io
+import pickle
 import queue
 import threading
 import time
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from darkroom import jobs
+from darkroom.errors import ObjectNotFound
 from darkroom.jobs import Claim, JobClass, JobState, Lines
 from darkroom.params import GenerationParams
 from darkroom.previews import MAX_PREVIEW_BYTES
@@ -26,6 +28,7 @@ from darkroom_worker.images import (
     encode_thumb,
     encode_walk,
 )
+from darkroom_worker.output import Outlet
 
 FIELDS: dict[str, Any] = {
     "prompt": "a red house",
@@ -233,6 +236,11 @@ class Engine:
         return handle
 
 
+def test_an_error_of_the_storage_crosses_processes_as_it_is() -> None:
+    error = pickle.loads(pickle.dumps(ObjectNotFound("put", key="a/key", reason="it is away")))
+    assert (type(error), error.operation, error.key, error.reason) == (ObjectNotFound, "put", "a/key", "it is away")
+
+
 def test_a_picture_of_an_attempt_that_was_lost_meanwhile_is_refused(place: Any) -> None:
     """It is stored, and stays unseen until it is deleted with the job's end."""
     engine, job_id = Engine(), place.submit()
@@ -244,9 +252,8 @@ def test_a_picture_of_an_attempt_that_was_lost_meanwhile_is_refused(place: Any) 
         assert claim
         return claim
 
-    developer = Developer(
-        engine, storage=place.storage, database=place.database, patience_seconds=5, embeds_metadata=True
-    )
+    outlet = Outlet(place.settings)
+    developer = Developer(engine, storage=place.storage, outlet=outlet, database=place.database, embeds_metadata=True)
     held = Held(claim("first"))
     developing = threading.Thread(target=developer.develop, args=(held,))
     developing.start()
@@ -255,6 +262,7 @@ def test_a_picture_of_an_attempt_that_was_lost_meanwhile_is_refused(place: Any) 
     second = claim("second")
     handle.succeed(noise(64, 64), "here")
     developing.join(20)
+    outlet.close()
 
     job = place.job(job_id)
     assert (job.state, job.attempt, job.images) == (JobState.RUNNING, second.attempt, ())

@@ -22,6 +22,7 @@ from darkroom.picture_metadata import (
 from darkroom_engine import Handle, Request
 from darkroom_worker.develop import Developer, Held
 from darkroom_worker.images import MOST_JPEG_EXIF_BYTES, encode
+from darkroom_worker.output import Outlet
 
 MODEL = "darkroom-seeded"
 PIXELS = np.random.default_rng(7).integers(0, 256, (64, 96, 3), np.uint8)
@@ -102,11 +103,12 @@ def test_job_and_deployment_decide_whether_a_picture_tells(
     claim = jobs.claim(place.database, worker_id="w", models=[MODEL], num_held=0, lease_seconds=60, lines=Lines())
     assert claim
     engine = Engine()
+    outlet = Outlet(place.settings)
     developer = Developer(
         engine,
         storage=place.storage,
+        outlet=outlet,
         database=place.database,
-        patience_seconds=5,
         embeds_metadata=by_deployment,
     )
     developing = threading.Thread(target=developer.develop, args=(Held(claim),))
@@ -114,6 +116,7 @@ def test_job_and_deployment_decide_whether_a_picture_tells(
     for _ in range(2):
         engine.handles.get(timeout=10).succeed(PIXELS, "here")
     developing.join(20)
+    outlet.close()
     for n in range(2):
         found = read_file(place.storage.get(f"jobs/{job_id}/1/{n}.png"))
         told = parameters_of(claim.params, model=MODEL, seed=7 + n) if is_told else PictureParameters()

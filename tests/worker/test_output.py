@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -98,3 +99,37 @@ def test_a_watched_job_is_shown_and_no_other(place: Any, valkey: Any) -> None:
     place.release("go")
     place.until_state(JobState.SUCCEEDED, watched, unwatched)
     assert board.read(unwatched) is None
+
+
+def test_pictures_outlive_the_process_that_stores_them(place: Any, s3: Any) -> None:
+    worker = place.start_worker()
+    job_id = place.submit("wait:go", seed=200)
+    place.until_developing(job_id)
+    s3.pause()
+    place.release("go")
+    place.until(lambda: output_processes(worker.pid), "a process stores it")
+    place.until(lambda: place.journal("developed"), "it is developed")
+    for process in output_processes(worker.pid):
+        process.kill()
+    s3.resume()
+    place.until_state(JobState.SUCCEEDED, job_id)
+    assert place.events(job_id) == ["queued", "running", "requeued", "running", "succeeded"]
+    assert place.job(job_id).crashes == 0
+
+
+def test_no_output_process_outlives_a_worker_that_was_killed(place: Any) -> None:
+    worker = place.start_worker()
+    place.until_state(JobState.SUCCEEDED, place.submit())
+    processes = output_processes(worker.pid)
+    assert processes
+    worker.end()
+    place.until(lambda: not any(is_alive(process) for process in processes), "they have ended")
+
+
+def output_processes(pid: int) -> list[psutil.Process]:
+    """The worker's children that store pictures; Python gives them a helper that stores none."""
+    return [child for child in psutil.Process(pid).children() if "spawn_main" in " ".join(child.cmdline())]
+
+
+def is_alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

@@ -25,15 +25,20 @@ from darkroom_engine import (
     RequestCanceled,
     RequestFailed,
 )
-from darkroom_worker.errors import WorkerError
+from darkroom_worker.errors import OutputLost, WorkerError
 from darkroom_worker.inputs import Inputs, fetch_inputs
-from darkroom_worker.output import MAX_RETRY_PAUSE_SECONDS, RETRY_PAUSE_SECONDS, Outlet, Stored
+from darkroom_worker.output import Outlet, wait_for
+from darkroom_worker.output_process import Stored
 
 logger = structlog.get_logger(__name__)
 
 FETCH = "fetch"
 UPLOAD = "upload"
 WALK_FRAMES = 8
+# Whoever ended the process that stored the pictures, a job that was there so often may have done it.
+MAX_ATTEMPTS = 3
+RETRY_PAUSE_SECONDS = 1.0
+MAX_RETRY_PAUSE_SECONDS = 5.0
 NO_INPUTS = Inputs()
 
 
@@ -132,13 +137,13 @@ class Developer:
         engine: Develops,
         *,
         storage: Storage,
+        outlet: Outlet,
         database: Database,
-        patience_seconds: float,
         embeds_metadata: bool,
     ) -> None:
         self._engine = engine
         self._storage = storage
-        self._outlet = Outlet(storage, patience_seconds=patience_seconds)
+        self._outlet = outlet
         self._database = database
         self._embeds_metadata = embeds_metadata
 
@@ -161,6 +166,11 @@ class Developer:
             raise
         except (RequestFailed, InvalidRequest) as error:
             self._fail(held, "develop-failed", str(error))
+        except OutputLost as error:
+            if claim.attempt < MAX_ATTEMPTS:
+                self._requeue(held, str(error))
+            else:
+                self._fail(held, error.code, str(error))
         except WorkerError as error:
             self._fail(held, error.code, str(error))
         except StorageError as error:
@@ -187,12 +197,12 @@ class Developer:
             outputs = [self._store(held, n, handle, storing) for n, handle in enumerate(held.handles)]
             held.leave()
             walk = outputs[0].walk
-            walk_key = None if walk is None else self._outlet.store_walk(held, walk).result()
-            stored = [future.result() for future in storing]
+            walk_key = None if walk is None else wait_for(held, self._outlet.store_walk(held, walk))
+            stored = [wait_for(held, future) for future in storing]
         except RequestCanceled:
             for future in storing:
                 if future.done():
-                    future.result()  # raises what the others were canceled for
+                    wait_for(held, future)  # raises what the others were canceled for
             raise
         finally:
             for future in storing:

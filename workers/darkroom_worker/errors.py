@@ -7,6 +7,15 @@ class WorkerError(Exception):
     code = "internal"
 
 
+class OutputLost(WorkerError):
+    """A process through which pictures leave the worker ended, and took the job's pictures along."""
+
+    code = "output-lost"
+
+    def __init__(self) -> None:
+        super().__init__("a process that stores pictures ended unexpectedly")
+
+
 class InputMissing(WorkerError):
     """A picture that the job begins from is no longer stored."""
 

@@ -1,34 +1,36 @@
-"""Developed pictures on their way out: encoded, then uploaded, so many at a time whatever the number of jobs.
+"""Developed pictures on their way out of a worker, through a few processes of its own. Knows jobs; knows no format.
 
-Knows formats and the storage; knows no engine and no database.
+Not through threads: boto3's Python and eight encodes at a time made the engine's steps up to 3.6 times as long.
 """
 
-import hashlib
+import multiprocessing
+import os
 import threading
-import time
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import structlog
 
-from darkroom.errors import StaleAttempt, StorageError
-from darkroom.jobs import Claim, ImageRecord
-from darkroom.storage import CONTENT_TYPES, Storage, image_key, thumb_key, walk_key
+from darkroom.config import Settings
+from darkroom.errors import StaleAttempt
+from darkroom.jobs import Claim
 from darkroom_engine import Output
-from darkroom_worker.images import encode, encode_thumb, encode_walk
+from darkroom_worker import output_process
+from darkroom_worker.errors import OutputLost
+from darkroom_worker.output_process import Picture, Place, Stored
 
 logger = structlog.get_logger(__name__)
 
-# Pictures that are encoded or uploaded at one time. Uploads mostly wait.
-NUM_THREADS = 8
-# Of them, how many are encoded: that takes a core each, and the steps need one too.
-NUM_ENCODERS = 2
-RETRY_PAUSE_SECONDS = 1.0
-MAX_RETRY_PAUSE_SECONDS = 5.0
+# Started when they are needed. Each encodes and uploads one picture at a time.
+NUM_PROCESSES = 4
+# How soon a job that is lost is noticed while it waits.
+LOST_SECONDS = 0.5
+
+Result = TypeVar("Result")
 
 
 class Attempt(Protocol):
@@ -38,81 +40,72 @@ class Attempt(Protocol):
     is_lost: bool
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A picture that is stored, and the seconds that its file and its upload took."""
-
-    record: ImageRecord
-    compress_seconds: float
-    upload_seconds: float
-
-
 class Outlet:
-    """Stores pictures. Each Future raises StorageError when the storage stayed away, StaleAttempt for a lost job."""
+    """Stores pictures; safe to use from any thread. A future raises StorageError when the storage stayed away."""
 
-    def __init__(self, storage: Storage, *, patience_seconds: float) -> None:
-        self._storage = storage
-        self._patience_seconds = patience_seconds
-        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="output")
-        self._encoders = threading.BoundedSemaphore(NUM_ENCODERS)
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._processes = self._open()
 
     def store_picture(self, held: Attempt, n: int, output: Output, *, texts: Mapping[str, str]) -> Future[Stored]:
-        """Encode picture n and its thumbnail, and upload both."""
-        return self._threads.submit(self._store_picture, held, n, output, texts)
-
-    def store_walk(self, held: Attempt, frames: npt.NDArray[np.uint8]) -> Future[str]:
-        """Encode a walk (F, h, w, 3) and upload it. Gives its key."""
-        return self._threads.submit(self._store_walk, held, frames)
-
-    def _store_picture(self, held: Attempt, n: int, output: Output, texts: Mapping[str, str]) -> Stored:
-        claim, params = held.claim, held.claim.params
-        with self._encoders:
-            began = time.monotonic()
-            body = encode(output.image, params.format, quality=params.quality, texts=texts)
-            thumb = encode_thumb(output.image)
-            encoded = time.monotonic()
-        height, width = output.image.shape[:2]
-        record = ImageRecord(
+        """Have picture n and its thumbnail encoded and uploaded."""
+        params = held.claim.params
+        picture = Picture(
+            pixels=output.image,
             n=n,
-            key=image_key(claim.job_id, claim.attempt, n, params.format),
-            thumb_key=thumb_key(claim.job_id, claim.attempt, n),
-            content_type=CONTENT_TYPES[params.format],
-            width=width,
-            height=height,
-            num_bytes=len(body),
             seed=output.seed,
-            sha256=hashlib.sha256(body).hexdigest(),
             fingerprint=output.fingerprint,
             rows=output.rows,
+            format=params.format,
+            quality=params.quality,
+            texts=texts,
         )
-        uploading = time.monotonic()
-        self._put(held, {record.key: (body, record.content_type), record.thumb_key: (thumb, CONTENT_TYPES["webp"])})
-        return Stored(record, encoded - began, time.monotonic() - uploading)
+        return self._submit(output_process.store_picture, _place(held), picture)
 
-    def _store_walk(self, held: Attempt, frames: npt.NDArray[np.uint8]) -> str:
-        with self._encoders:
-            body = encode_walk(frames)
-        key = walk_key(held.claim.job_id, held.claim.attempt)
-        self._put(held, {key: (body, CONTENT_TYPES["webp"])})
-        return key
+    def store_walk(self, held: Attempt, frames: npt.NDArray[np.uint8]) -> Future[str]:
+        """Have a walk (F, h, w, 3) encoded and uploaded; the future gives its key."""
+        return self._submit(output_process.store_walk, _place(held), frames)
 
-    def _put(self, held: Attempt, objects: Mapping[str, tuple[bytes, str]]) -> None:
-        """Upload, again and again while the storage is away: the picture is not developed twice for a hiccup."""
-        give_up_at = time.monotonic() + self._patience_seconds
-        pause = RETRY_PAUSE_SECONDS
-        for key, (body, content_type) in objects.items():
-            while not self._try_to_put(held, key, body, content_type, retry=time.monotonic() + pause <= give_up_at):
-                time.sleep(pause)
-                pause = min(pause * 2, MAX_RETRY_PAUSE_SECONDS)
+    def warm_up(self) -> None:
+        """Begin to start a process, for the first picture not to wait for it."""
+        self._processes.submit(os.getpid)
 
-    def _try_to_put(self, held: Attempt, key: str, body: bytes, content_type: str, *, retry: bool) -> bool:
-        if held.is_lost:
-            raise StaleAttempt(held.claim.job_id, held.claim.attempt)
+    def close(self) -> None:
+        """Begin nothing more. What is under way ends with this process at the latest."""
+        with self._lock:
+            self._processes.shutdown(wait=False, cancel_futures=True)
+
+    def _submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        with self._lock:
+            try:
+                return self._processes.submit(function, self._settings, *arguments)
+            except BrokenProcessPool:
+                logger.warning("output_processes_replaced")
+                self._processes = self._open()
+                return self._processes.submit(function, self._settings, *arguments)
+
+    def _open(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            NUM_PROCESSES,
+            # A fork would take over the device's driver, and the locks of threads that it does not have.
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=output_process.begin,
+            initargs=(self._settings, os.getpid()),
+        )
+
+
+def wait_for(held: Attempt, future: Future[Result]) -> Result:
+    """Wait for what is being stored. Raises what it does, StaleAttempt once the job is lost, or OutputLost."""
+    while True:
         try:
-            self._storage.put(key, body, content_type=content_type)
-        except StorageError as error:
-            if not retry:
-                raise
-            logger.warning("upload_waits", job_id=str(held.claim.job_id), reason=error.reason)
-            return False
-        return True
+            return future.result(LOST_SECONDS)
+        except TimeoutError:
+            if held.is_lost:
+                raise StaleAttempt(held.claim.job_id, held.claim.attempt) from None
+        except BrokenProcessPool as error:
+            raise OutputLost from error
+
+
+def _place(held: Attempt) -> Place:
+    return Place(held.claim.job_id, held.claim.attempt)

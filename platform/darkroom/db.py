@@ -20,7 +20,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Date, DateTime, Dialect, MetaData, Table, create_engine, event
+from sqlalchemy import Date, DateTime, Dialect, Executable, MetaData, Table, create_engine, event
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -141,6 +141,7 @@ class Database:
         self._reading = self._engine if self.is_sqlite else self._engine.execution_options(isolation_level="AUTOCOMMIT")
         # SQLite has one writer: waiting here is fair and cheap, its own busy handler is neither.
         self._writer: AbstractContextManager[Any] = threading.Lock() if self.is_sqlite else nullcontext()
+        self._texts: dict[Executable, tuple[str, Mapping[str, Any]]] = {}
         # Called after every commit with what the transaction has left in its session's `info`.
         self.on_commit: Callable[[Mapping[Any, Any]], None] = lambda _: None
 
@@ -164,6 +165,44 @@ class Database:
             with connection.begin(), Session(bind=connection, expire_on_commit=False) as session:
                 yield session
                 session.flush()
+
+    @contextmanager
+    def at_once(self) -> Iterator[Connection]:
+        """A bare connection for the hottest writes. On PostgreSQL each statement is a transaction of its own.
+
+        SQLite has no statement that writes to two tables: there the block is one transaction.
+        """
+        with _faults(), self._writer, self._reading.connect() as connection:
+            connection.execution_options(sqlite_begin="IMMEDIATE")
+            yield connection
+            if self.is_sqlite:
+                connection.commit()
+
+    def in_one_trip(self, *steps: tuple[Executable, Mapping[str, Any]]) -> Any:
+        """Execute statements as one transaction, on PostgreSQL alone, and return the last one's only row, or None.
+
+        All are sent together, and each sees what was committed before it began: nobody waits for this process between
+        a lock and the commit. Values are those that the driver knows.
+        """
+        with _faults(), self._reading.connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            try:
+                with driver.pipeline():
+                    for statement, values in steps:
+                        text, own_values = self._text_of(statement)
+                        cursor = driver.execute(text, {**own_values, **values})
+                return cursor.fetchone()
+            except connection.dialect.loaded_dbapi.Error as error:
+                if driver.closed or driver.broken:
+                    connection.invalidate(error)
+                raise _translated(error, connection) from error
+
+    def _text_of(self, statement: Executable) -> tuple[str, Mapping[str, Any]]:
+        """A statement as the driver takes it, and the values that it brings along. It is remembered: build it once."""
+        if statement not in self._texts:
+            compiled = statement.compile(dialect=self._engine.dialect)
+            self._texts[statement] = (str(compiled), compiled.params)
+        return self._texts[statement]
 
     @contextmanager
     def look(self) -> Iterator[Connection]:
@@ -192,6 +231,11 @@ def _faults() -> Iterator[None]:
         if error.connection_invalidated:
             raise DatabaseUnavailable(f"the database went away: {error.orig}") from error
         raise
+
+
+def _translated(error: Exception, connection: Connection) -> BaseException:
+    """What SQLAlchemy makes of a driver's error, where it was not asked to execute."""
+    return DBAPIError.instance(None, None, error, connection.dialect.loaded_dbapi.Error, hide_parameters=True)
 
 
 def _postgresql_engine(url: str, pool_size: int) -> Engine:

@@ -14,11 +14,26 @@ from uuid import UUID
 
 import redis
 import structlog
-from sqlalchemy import JSON, BigInteger, Insert, Text, and_, cast, func, insert, literal, or_, select, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Insert,
+    Select,
+    Text,
+    and_,
+    cast,
+    func,
+    insert,
+    literal,
+    literal_column,
+    or_,
+    select,
+    text,
+)
 from sqlalchemy.orm import Session
 
 from darkroom.brokers import REDIS_REST_SECONDS, LossyRedis
-from darkroom.db import Database, table_of
+from darkroom.db import Database, now, table_of
 from darkroom.models import Job, JobEvent
 
 logger = structlog.get_logger(__name__)
@@ -64,6 +79,24 @@ def append(session: Session, job_id: UUID, *, seq: int, type: str, payload: Mapp
 def note_moved(session: Session, job_id: UUID) -> None:
     """Have it told, after the commit, that a job has moved: for who executes `line` as part of a statement."""
     session.info.setdefault(MOVED, []).append(job_id)
+
+
+def note_all_moved(session: Session, job_ids: Iterable[UUID]) -> None:
+    """The same for many."""
+    session.info.setdefault(MOVED, []).extend(job_ids)
+
+
+def tell(database: Database, job_ids: Iterable[UUID]) -> None:
+    """Tell that jobs have moved: for who moves them outside `Database.write`, after that has committed."""
+    database.on_commit({MOVED: list(job_ids)})
+
+
+def first_line(job_ids: Select[tuple[UUID]]) -> Insert:
+    """What begins the histories of jobs that PostgreSQL is storing in the same statement."""
+    told = job_ids.add_columns(
+        literal_column("1"), literal_column("'queued'"), literal_column("'{}'::json"), _xid(True), now()
+    )
+    return insert(table_of(JobEvent)).from_select(["job_id", "seq", "type", "payload", "xid", "created_at"], told)
 
 
 def line(job_id: Any, *, seq: int, type: str, payload: Mapping[str, Any], is_postgresql: bool) -> Insert:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
 from darkroom import keys
@@ -117,6 +118,7 @@ class LostAfterWriting:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._is_away = False
+        self.is_sqlite = database.is_sqlite
 
     @contextmanager
     def write(self) -> Iterator[Session]:
@@ -130,6 +132,13 @@ class LostAfterWriting:
             raise DatabaseUnavailable
         with self._database.read() as session:
             yield session
+
+    @contextmanager
+    def look(self) -> Iterator[Connection]:
+        if self._is_away:
+            raise DatabaseUnavailable
+        with self._database.look() as connection:
+            yield connection
 
     def dispose(self) -> None:
         self._database.dispose()

@@ -14,6 +14,7 @@ from darkroom.jobs.queue import Glimpse, claim, front_of_queue, glimpse, positio
 from darkroom.jobs.reading import get, get_image, list_jobs, list_live, search
 from darkroom.jobs.records import BatchRecord, Claim, Ended, ImageRecord, JobRecord
 from darkroom.jobs.submitting import (
+    MOST_COUNTED,
     NewJob,
     Request,
     batch_job_ids,
@@ -36,6 +37,7 @@ from darkroom.jobs.sweeping import (
 from darkroom.models import JobClass, JobState
 
 __all__ = [
+    "MOST_COUNTED",
     "BatchRecord",
     "Claim",
     "Done",

@@ -1,7 +1,7 @@
 """What a job looks like to those who may not write it: frozen values, safe to pass between threads."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -58,6 +58,8 @@ class JobRecord:
     walk_key: str | None
     event_seq: int
     images: tuple[ImageRecord, ...]
+    # Of a job that was just submitted: how many are ahead of it, counted no further than just beyond MOST_COUNTED.
+    num_ahead: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,43 @@
 """Into the queue: one job, or many in one transaction, each at its fair place; and the same request only once."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 import structlog
 import uuid_utils.compat
-from sqlalchemy import Float, String, and_, bindparam, delete, func, insert, select
+from sqlalchemy import (
+    JSON,
+    Float,
+    String,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    column,
+    delete,
+    exists,
+    func,
+    insert,
+    literal_column,
+    select,
+    tuple_,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.elements import ColumnElement
 
-from darkroom import events
-from darkroom.db import Database, now, table_of
-from darkroom.errors import BatchNotFound, JobStillLive, RequestDiffers
+from darkroom import events, intake
+from darkroom.db import Database, now
+from darkroom.errors import BatchNotFound, IntakePaused, JobStillLive, RequestDiffers
 from darkroom.jobs.admission import admit
 from darkroom.jobs.inputs import check_inputs, input_keys
 from darkroom.jobs.reading import get
-from darkroom.jobs.records import BatchRecord, JobRecord, job_record
+from darkroom.jobs.records import BatchRecord, JobRecord
 from darkroom.models import (
     LIVE_STATES,
     QUEUED,
@@ -27,6 +45,7 @@ from darkroom.models import (
     UNFINISHED,
     Batch,
     IdempotentRequest,
+    Intake,
     Job,
     JobClass,
     JobInput,
@@ -37,20 +56,23 @@ from darkroom.params import GenerationParams, cost
 logger = structlog.get_logger(__name__)
 
 REQUEST_LIFE_SECONDS = 86400.0
-# What is said of a new job, beside its place and its times.
-GIVEN = (
-    *("id", "owner", "key_id", "model", "params", "state", "job_class"),
-    *("client_metadata", "webhook", "retention_seconds", "retry_of", "event_seq"),
-)
+# What is said of a new job as it is, and what as JSON; and what is needed of its row afterwards.
+GIVEN = ("id", "owner", "key_id", "model", "job_class", "retention_seconds", "retry_of")
+DOCUMENTS = ("params", "client_metadata", "webhook")
+TOLD = ("id", "model", "job_class", "start_tag", "created_at", "deadline_at")
+# Ahead of a new job nobody is counted beyond this: a submit costs the same at any depth.
+MOST_COUNTED = 200
 HOLD = select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("line", type_=String()), 0)))
-# The columns' own defaults are left out of a statement that inserts into two tables.
-FRESH: Mapping[str, Any] = {
-    "attempt": 0,
-    "is_alone": False,
-    "crashes": 0,
-    "shared_crashes": 0,
-    "is_solo": False,
-    "timings": {},
+# What every job begins with, as the statement itself says it.
+FRESH: Mapping[str, str] = {
+    "state": f"'{JobState.QUEUED}'",
+    "event_seq": "1",
+    "attempt": "0",
+    "is_alone": "false",
+    "crashes": "0",
+    "shared_crashes": "0",
+    "is_solo": "false",
+    "timings": "'{}'",
 }
 
 
@@ -95,18 +117,33 @@ def submit(
     request made is gone; and then stores nothing.
     """
     job_id = uuid_utils.compat.uuid7()
-    with database.write() as session:
-        made_id = _settle(session, owner, request, job_id)
-        if made_id == job_id:
-            admit(session, key_id=key_id, cost=cost(new.params))
-            hold_line(session, owner, new.model, new.job_class)
-            record = _insert(session, job_id, new, {**_values(new, owner, key_id), "cost": cost(new.params) / weight})
-            _need_inputs(session, owner, {job_id: new})
-    if made_id != job_id:
-        return get(database, made_id, owner=owner)
+    values = _values(job_id, new, owner=owner, weight=weight, key_id=key_id)
+    if not (database.is_sqlite or request or key_id or input_keys(new.params)):
+        record = _record(job_id, new, owner, _submit_in_one_trip(database, values))
+    else:
+        with database.write() as session:
+            made_id = _settle(session, owner, request, job_id)
+            if made_id == job_id:
+                admit(session, key_id=key_id, cost=cost(new.params))
+                hold_line(session, owner, new.model, new.job_class)
+                record = _record(job_id, new, owner, _insert(session, values))
+                _need_inputs(session, owner, {job_id: new})
+        if made_id != job_id:
+            return get(database, made_id, owner=owner)
     names = {"owner": owner, "model": new.model, "job_class": new.job_class.name.lower()}
     logger.info("job_queued", job_id=str(job_id), **names)
     return record
+
+
+def _submit_in_one_trip(database: Database, values: Mapping[str, Any]) -> Any:
+    """Submit where nothing is to be asked before: whether the intake is open is asked by the statement itself."""
+    line = {"line": _line(values["owner"], values["model"], JobClass(values["job_class"]))}
+    row = database.in_one_trip((HOLD, line), (_insertion(is_postgresql=True), values))
+    if row is None:
+        with database.read() as session:
+            _refuse(session)
+    events.tell(database, [values["id"]])
+    return row
 
 
 def submit_batch(
@@ -239,78 +276,170 @@ def _insert_all(
     session: Session, made: Mapping[UUID, NewJob], owner: str, key_id: UUID | None, weight: float, batch_id: UUID
 ) -> None:
     """Insert many jobs and their first events. A line's start tag is looked up once, however many jobs join it."""
-    rows: dict[UUID, dict[str, Any]] = {}
+    rows: list[dict[str, Any]] = []
     # The lines in one order for everybody: no two batches wait for each other's.
     for model, job_class in sorted({(new.model, new.job_class) for new in made.values()}):
         start_tag = start_tag_of(session, owner, model, job_class)
         for job_id, new in made.items():
             if (new.model, new.job_class) != (model, job_class):
                 continue
-            place = _place(new, start_tag, weight)
+            row = _values(job_id, new, owner=owner, weight=weight, key_id=key_id)
+            finish_tag = start_tag + row.pop("cost")
+            rows.append(row | {"batch_id": batch_id, "start_tag": start_tag, "finish_tag": finish_tag})
             # Behind a job of one's own, it decides: its finish tag is greater than all that the line has seen.
-            start_tag = place["finish_tag"]
-            rows[job_id] = {"id": job_id, "batch_id": batch_id, **_values(new, owner, key_id), **place}
-    for ttl_seconds in {new.ttl_seconds for new in made.values()}:
-        group = [rows[job_id] for job_id, new in made.items() if new.ttl_seconds == ttl_seconds]
-        session.execute(insert(table_of(Job)).values(deadline_at=now(ttl_seconds)).inline(), group)
+            start_tag = finish_tag
+    rows.sort(key=lambda row: row["id"])
+    connection = session.connection()
+    if connection.dialect.name == "postgresql":
+        text = json.dumps(rows, default=str)
+        connection.execute(_insertion_of_many(is_postgresql=True), {"rows": text})
+        events.note_all_moved(session, made)
+        return
+    connection.execute(_insertion_of_many(is_postgresql=False), rows)
     events.append_first(session, batch_id, made, type=JobState.QUEUED)
 
 
-def _insert(session: Session, job_id: UUID, new: NewJob, values: Mapping[str, Any]) -> JobRecord:
+@cache
+def _insertion_of_many(*, is_postgresql: bool) -> Any:
+    """The statement that stores jobs whose places are known; on PostgreSQL all of them at once, with their events."""
+    table: Any = Job.__table__
+    names = (*GIVEN, *DOCUMENTS, "batch_id", "start_tag", "finish_tag")
+    types: dict[str, Any] = {name: table.c[name].type for name in names}
+    types |= dict.fromkeys(DOCUMENTS, Text()) | {"ttl_seconds": Float()}
+    rows = func.json_to_recordset(cast(bindparam("rows", type_=Text()), JSON()))
+    row: Any = (
+        rows.table_valued(*(column(name, each) for name, each in types.items()))
+        .render_derived(name="rows", with_types=True)
+        .c
+        if is_postgresql
+        else {name: bindparam(name, type_=each) for name, each in types.items()}
+    )
+    columns = {
+        **{name: row[name] for name in names},
+        **{name: literal_column(text) for name, text in FRESH.items()},
+        "created_at": now(),
+        "queued_at": now(),
+        "deadline_at": now(row["ttl_seconds"]),
+    }
+    if not is_postgresql:
+        return insert(table).values(columns).inline()
+    columns |= {name: cast(columns[name], JSON()) for name in DOCUMENTS}
+    new = insert(table).from_select(list(columns), select(*columns.values()), include_defaults=False)
+    new = new.returning(table.c.id).cte("new")
+    event = events.first_line(select(new.c.id).order_by(new.c.id)).cte("event")
+    return select(func.count()).select_from(new).add_cte(event)
+
+
+def _insert(session: Session, values: Mapping[str, Any]) -> Any:
     """Insert a job at its place in the line, and its first event."""
     connection = session.connection()
     is_postgresql = connection.dialect.name == "postgresql"
-    given = {**FRESH, **values, "id": job_id, "ttl_seconds": new.ttl_seconds}
-    parameters = {f"new_{name}": value for name, value in given.items()}
-    job: Any = connection.execute(_insertion(is_postgresql=is_postgresql), parameters).one()
+    row = connection.execute(_insertion(is_postgresql=is_postgresql), values).one_or_none()
+    if row is None:
+        _refuse(session)
     if is_postgresql:
-        events.note_moved(session, job_id)
+        events.note_moved(session, values["id"])
     else:
-        events.append(session, job_id, seq=1, type=JobState.QUEUED, payload={})
-    return job_record(job, images=())
+        events.append(session, values["id"], seq=1, type=JobState.QUEUED, payload={})
+    return row
+
+
+def _refuse(session: Session) -> NoReturn:
+    """Say why nothing was stored: jobs were not taken at that moment."""
+    intake.check(session)
+    raise IntakePaused("it was paused until just now")
 
 
 @cache
 def _insertion(*, is_postgresql: bool) -> Any:
     """The statement that submits: built once, because building it takes longer than executing it.
 
-    On PostgreSQL it has the event in it: others wait for this transaction, and each round trip is time they wait.
+    It stores nothing while no jobs are taken. On PostgreSQL it has the event in it: others wait for this transaction,
+    and each round trip is time they wait.
     """
     table: Any = Job.__table__
-    new = {name: bindparam(f"new_{name}", type_=table.c[name].type) for name in (*GIVEN, *FRESH)}
-    tag = _start_tag(new["owner"], new["model"], new["job_class"], is_postgresql=is_postgresql)
-    statement = insert(table).values(
-        **new,
-        start_tag=tag,
-        finish_tag=tag + bindparam("new_cost", type_=Float()),
-        created_at=now(),
-        queued_at=now(),
-        deadline_at=now(bindparam("new_ttl_seconds", type_=Float())),
+    given: dict[str, Any] = {name: bindparam(name, type_=table.c[name].type) for name in GIVEN}
+    given |= {name: _json(name, is_postgresql=is_postgresql) for name in DOCUMENTS}
+    fresh = {name: literal_column(text) for name, text in FRESH.items()}
+    tag = _start_tag(given["owner"], given["model"], given["job_class"], is_postgresql=is_postgresql)
+    place = select(tag.label("tag")).cte("place").prefix_with("MATERIALIZED", dialect="postgresql")
+    columns = {
+        **given,
+        **fresh,
+        "start_tag": place.c.tag,
+        "finish_tag": place.c.tag + bindparam("cost", type_=Float()),
+        "created_at": now(),
+        "queued_at": now(),
+        "deadline_at": now(bindparam("ttl_seconds", type_=Float())),
+    }
+    row = select(*columns.values()).select_from(place).where(~exists(select(Intake.id)))
+    insertion = insert(table).from_select(list(columns), row, include_defaults=False)
+    if not is_postgresql:
+        return insertion.returning(table.c.created_at, table.c.deadline_at)
+    new = insertion.returning(*(table.c[name] for name in TOLD)).cte("new")
+    event = events.first_line(select(new.c.id)).cte("event")
+    ahead = select(Job.id).where(
+        QUEUED,
+        Job.model == new.c.model,
+        tuple_(Job.job_class, Job.start_tag, Job.id) < tuple_(new.c.job_class, new.c.start_tag, new.c.id),
     )
-    if is_postgresql:
-        event = events.line(new["id"], seq=1, type=JobState.QUEUED, payload={}, is_postgresql=True)
-        statement = statement.add_cte(event.cte("event"))
-    return statement.returning(*table.c)
+    counted = select(func.count()).select_from(ahead.correlate(new).limit(MOST_COUNTED + 1).subquery())
+    return select(new.c.created_at, new.c.deadline_at, counted.scalar_subquery()).add_cte(event)
 
 
-def _values(new: NewJob, owner: str, key_id: UUID | None) -> dict[str, Any]:
+def _json(name: str, *, is_postgresql: bool) -> Any:
+    """A document that is written already: the row takes the text as it is."""
+    return cast(bindparam(name, type_=Text()), JSON()) if is_postgresql else bindparam(name, type_=Text())
+
+
+def _values(job_id: UUID, new: NewJob, *, owner: str, weight: float, key_id: UUID | None) -> dict[str, Any]:
+    """What `_insertion` is executed with, as both drivers know it."""
     return {
+        "id": job_id,
         "owner": owner,
         "key_id": key_id,
         "model": new.model,
-        "params": new.params.model_dump(mode="json"),
-        "state": JobState.QUEUED,
-        "job_class": new.job_class,
-        "client_metadata": new.metadata,
-        "webhook": new.webhook,
+        "params": new.params.model_dump_json(),
+        "job_class": int(new.job_class),
+        "client_metadata": None if new.metadata is None else json.dumps(new.metadata),
+        "webhook": None if new.webhook is None else json.dumps(new.webhook),
         "retention_seconds": new.retention_seconds,
         "retry_of": new.retry_of,
-        "event_seq": 1,
+        "cost": cost(new.params) / weight,
+        "ttl_seconds": new.ttl_seconds,
     }
 
 
-def _place(new: NewJob, start_tag: float, weight: float) -> dict[str, float]:
-    return {"start_tag": start_tag, "finish_tag": start_tag + cost(new.params) / weight}
+def _record(job_id: UUID, new: NewJob, owner: str, row: Any) -> JobRecord:
+    """A job as whoever reads it now finds it."""
+    created_at, deadline_at, *counted = row
+    return JobRecord(
+        id=job_id,
+        owner=owner,
+        model=new.model,
+        state=JobState.QUEUED,
+        job_class=new.job_class,
+        params=new.params,
+        attempt=0,
+        crashes=0,
+        worker_id=None,
+        created_at=created_at.astimezone(UTC),
+        started_at=None,
+        finished_at=None,
+        deadline_at=deadline_at.astimezone(UTC),
+        error_code=None,
+        error_message=None,
+        retry_of=new.retry_of,
+        timings={},
+        metadata=new.metadata,
+        webhook=new.webhook,
+        batch_id=None,
+        retention_seconds=new.retention_seconds,
+        walk_key=None,
+        event_seq=1,
+        images=(),
+        num_ahead=counted[0] if counted else None,
+    )
 
 
 def _need_inputs(session: Session, owner: str, made: Mapping[UUID, NewJob]) -> None:
@@ -336,7 +465,11 @@ def hold_line(session: Session, owner: str, model: str, job_class: JobClass) -> 
     A statement of its own: the next one must see what the other submit has committed.
     """
     if session.get_bind().dialect.name == "postgresql":
-        session.connection().execute(HOLD, {"line": f"{owner}\n{model}\n{job_class}"})
+        session.connection().execute(HOLD, {"line": _line(owner, model, job_class)})
+
+
+def _line(owner: str, model: str, job_class: JobClass) -> str:
+    return f"{owner}\n{model}\n{job_class}"
 
 
 def _start_tag(owner: Any, model: Any, job_class: Any, *, is_postgresql: bool) -> ColumnElement[float]:

@@ -190,9 +190,14 @@ class Services:
 
     def sight_of(self, job: JobRecord) -> Sight:
         """Look around a job: who is ahead of it, how far it is, and when it may be done."""
-        position = jobs.position(self.database, job.id) if job.state is JobState.QUEUED else None
+        position = self._position_of(job) if job.state is JobState.QUEUED else None
         progress = self.progress.read(job.id) if job.state is JobState.RUNNING else None
         return Sight(job, position, progress, self.pace.eta(job, position=position, progress=progress))
+
+    def _position_of(self, job: JobRecord) -> int | None:
+        if job.num_ahead is None:
+            return jobs.position(self.database, job.id)
+        return job.num_ahead if job.num_ahead <= jobs.MOST_COUNTED else None
 
     def look_at(self, accepted: JobRecord) -> Sight:
         """Look around a job that was just committed; without what cannot be told now.

@@ -68,6 +68,9 @@ class Settings(BaseSettings):
     embed_metadata: bool = True
     webhook_allow: CommaList = ()
 
+    model_aliases: CommaList = ()
+    compat_wait_seconds: float = Field(300, gt=0, le=3600)
+
     lease_seconds: float = Field(30, gt=0, le=3600)
     heartbeat_seconds: float = Field(5, gt=0, le=600)
     poll_seconds: float = Field(2, ge=0, le=60)
@@ -93,7 +96,7 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["console", "json"] = "console"
 
-    @field_validator("allowed_hosts", "worker_models", "webhook_allow", mode="before")
+    @field_validator("allowed_hosts", "worker_models", "webhook_allow", "model_aliases", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

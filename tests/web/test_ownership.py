@@ -31,7 +31,15 @@ PROMPT = "a house that only Ann may see"
 SILENT_METHODS = {"HEAD", "OPTIONS"}
 MOST_READ = 65536
 # What an argument may stand for that is nobody's: with only these in its address, a route is for all who have a key.
-OF_NOBODY = {"n": "0", "filename": "darkroom.css", "worker_id": "worker-of-all"}
+OF_NOBODY = {
+    "n": "0",
+    "filename": "darkroom.css",
+    "worker_id": "worker-of-all",
+    "model_id": "darkroom-seeded",
+    "model_owner": "anybody",
+    "model_name": "darkroom-seeded",
+    "kind": "upscalers",
+}
 # First what leaves her things as they are.
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 

@@ -18,7 +18,7 @@ from darkroom.previews import PreviewBoard
 from darkroom.relay import Relay
 from darkroom.storage import Storage
 from darkroom.sweeper import Sweeper
-from darkroom.web import accounts, api, guards, identity, limits, login, openapi, pages, problems, streams
+from darkroom.web import accounts, api, compat, guards, identity, limits, login, openapi, pages, problems, streams
 from darkroom.web.api import document
 from darkroom.web.background import Background
 from darkroom.web.guards import check_bind
@@ -57,6 +57,7 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
     database = Database(settings.database)
     keys = KeyRing(database)
     catalog = Catalog.load(settings)
+    compat.aliases(settings, catalog)  # a wrong one is said now, not to who first asks for it
     storage = Storage(settings)
     relay = Relay(settings, database=database, catalog=catalog)
     sweeper = Sweeper(settings, database=database, storage=storage, on_waiting=relay.notify)
@@ -88,13 +89,14 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
     identity.install(app, settings, keys)
     limits.install(app, settings)
     csrf = CSRFProtect(app)
-    for programs in (*api.BLUEPRINTS, accounts.blueprint):
+    for programs in (*api.BLUEPRINTS, accounts.blueprint, *compat.BLUEPRINTS):
         csrf.exempt(programs)  # programs hold no cookie; require_json and check_origin stand in for the token
     if with_background:
         background.run_with(app)
     for described in (*api.BLUEPRINTS, accounts.blueprint, streams.blueprint):
         app.register_api(described)
-    app.register_blueprint(document.blueprint)
+    for undescribed in (*compat.BLUEPRINTS, document.blueprint):
+        app.register_blueprint(undescribed)
     app.register_blueprint(pages.blueprint)
     app.register_blueprint(login.blueprint)
     app.add_template_global(_asset_urls(), "asset")

@@ -46,6 +46,8 @@ MISDIRECTED = 421
 RETRY_AFTER = {"Retry-After": "2"}
 LONGEST_FIELD = 200  # a field's name comes from the client: it is echoed, but not at any length
 
+# What lies below is called by programs, which read JSON.
+FOR_PROGRAMS = ("/api/", "/v1/", "/sdapi/", "/hf/", "/replicate/")
 PAUSE_RETRY_AFTER = "60"
 QUOTAS = {
     "max_queued": "This key may have {limit} jobs waiting: {used} wait, and {asked} more were asked for.",
@@ -130,7 +132,7 @@ def respond(problem: Problem) -> Response:
 
 def is_for_programs(path: str) -> bool:
     """Whether whoever asks for this path reads JSON."""
-    return path.startswith("/api/") or path in {"/api", "/healthz", "/readyz"}
+    return path.startswith(FOR_PROGRAMS) or path in {"/api", "/healthz", "/readyz"}
 
 
 def problem_of(error: Exception) -> Problem:

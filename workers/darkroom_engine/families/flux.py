@@ -7,10 +7,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from diffusers import FluxPipeline
 from torch import Generator, Tensor
 
 from darkroom_engine.families import base, flow
 from darkroom_engine.families.base import Conditioning, Start
+from darkroom_engine.families.lora import Adapters
 from darkroom_engine.families.text import tokenize
 from darkroom_engine.request import Request
 
@@ -47,15 +49,18 @@ class Flux:
         self.scheduler_config: Mapping[str, Any] = pipeline.scheduler.config
         self._vae_multiple: int = pipeline.vae_scale_factor
         self.latent_multiple: int = 2 * pipeline.vae_scale_factor
-        self.features = frozenset({base.IMAGE_TO_IMAGE})
+        self.features = frozenset({base.IMAGE_TO_IMAGE, base.LORAS})
+        self.adapters = Adapters({"transformer": self.transformer, "text_encoder": self.text_encoder}, FluxPipeline)
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the weights."""
-        return base.num_bytes(self.vae, self.text_encoder, self.text_encoder_2, self.transformer)
+        """Memory of the weights, and of what LoRAs add to them."""
+        weights = base.num_bytes(self.vae, self.text_encoder, self.text_encoder_2, self.transformer)
+        return weights + self.adapters.num_bytes
 
     def check(self, request: Request) -> None:
-        """Nothing beyond the common checks."""
+        """Raise InvalidRequest for a LoRA that is not loaded."""
+        self.adapters.check(request.loras)
 
     def batch_key(self, request: Request) -> Hashable:
         """Say what requests must have in common to share a forward: both sides, for positions are told once for all."""

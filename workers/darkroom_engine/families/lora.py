@@ -131,6 +131,14 @@ class Adapters:
             raise ValueError(f"{key} is not in this model, whose parts are {', '.join(self._parts)}") from error
         return weight
 
+    def _in_diffusers_format(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Name the tensors of other trainers' files as diffusers does."""
+        if unet := self._parts.get("unet"):
+            renamed: dict[str, Tensor] = self._loader.lora_state_dict(tensors, unet_config=unet.config)[0]
+        else:
+            renamed = self._loader.lora_state_dict(tensors)  # of a transformer, without the alphas
+        return renamed
+
     def _read(self, path: Path) -> dict[str, Change]:
         """Read an adapter's changes, by the names of the modules. Raises ValueError, and whatever diffusers does."""
         if path.suffix in PICKLE_SUFFIXES:
@@ -143,8 +151,7 @@ class Adapters:
                 raise ValueError(f"{found[0]} is of a {kind}, and only LoRAs are loaded")
         _scale_by_alphas(tensors)
         with quiet():
-            tensors = self._loader.lora_state_dict(tensors, unet_config=self._parts["unet"].config)[0]
-            tensors = _in_peft_format(tensors)
+            tensors = _in_peft_format(self._in_diffusers_format(tensors))
         adapter = {}
         for key in [key for key in tensors if key.endswith(DOWN)]:
             module = key.removesuffix(DOWN)

@@ -9,7 +9,13 @@ import click
 from darkroom_train.errors import TrainError
 
 if TYPE_CHECKING:
-    from darkroom_train.workshop import Workshop
+    from darkroom_train.workshop import Conditions, Workshop
+
+# The words of `lora` that its recipe has by the same name.
+LORA_WORDS = (
+    *("model", "folder", "resolution", "steps", "batch_size", "gradient_accumulation", "learning_rate", "rank"),
+    *("caption_dropout", "guidance_scale", "precision", "seed"),
+)
 
 
 class _Commands(click.Group):
@@ -35,18 +41,23 @@ def main() -> None:
 
 def _stage(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that all stages have."""
+    named = click.option(
+        "--recipe", "recipe_name", required=True, help="A TOML file, or the name of one that comes along."
+    )
+    drawn = click.option(
+        "--processes", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that draw."
+    )
+    return named(drawn(_training(function)))
+
+
+def _training(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of everything that trains."""
     options = [
-        click.option(
-            "--recipe", "recipe_name", required=True, help="A TOML file, or the name of one that comes along."
-        ),
         click.option(
             "--output", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where everything goes."
         ),
         click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, or auto."),
         click.option("--threads", type=click.IntRange(1, 256), help="Threads of torch.  [default: torch's own]"),
-        click.option(
-            "--processes", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that draw."
-        ),
         click.option(
             "--minutes", type=click.FloatRange(min=0.01), help="Stop each stage after so long, to go on later."
         ),
@@ -98,7 +109,10 @@ def denoiser(**words: Any) -> None:
 @main.command()
 @_stage
 def distill(**words: Any) -> None:
-    """Teach a copy of the denoiser to draw in few steps without guidance, sampled with "lcm"."""
+    """Teach a copy of the denoiser to draw in few steps without guidance, sampled with "lcm".
+
+    With lora_rank in the recipe's [distill], the copy's difference is also left as a LoRA, in distill/lora.
+    """
     _run(words, "distill")
 
 
@@ -144,6 +158,63 @@ def everything(**words: Any) -> None:
 
 
 @main.command()
+@_training
+@click.option("--model", required=True, help="What is fine-tuned: a folder or file of family sd, sdxl or flux.")
+@click.option("--pictures", "folder", required=True, help="A folder of pictures with a metadata.jsonl.")
+@click.option("--resolution", type=click.IntRange(32, 4096), default=512, show_default=True, help="Sides, in pixels.")
+@click.option("--steps", type=click.IntRange(1), default=1000, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--gradient-accumulation", type=click.IntRange(1), default=1, show_default=True, help="Batches a step.")
+@click.option("--learning-rate", type=click.FloatRange(1e-7, 1.0), default=1e-4, show_default=True)
+@click.option("--rank", type=click.IntRange(1, 1024), default=8, show_default=True)
+@click.option("--alpha", type=click.FloatRange(min=1e-3), help="Weight of the adapter times its rank.  [default: rank]")
+@click.option("--target-module", "target_modules", multiple=True, help="Ending of the names of modules that learn.")
+@click.option("--caption-dropout", type=click.FloatRange(0.0, 1.0), default=0.1, show_default=True)
+@click.option("--guidance-scale", type=click.FloatRange(1.0, 30.0), default=3.5, show_default=True)
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=1, show_default=True)
+def lora(**words: Any) -> None:
+    """Fine-tune a LoRA adapter on a folder of captioned pictures.
+
+    Leaves OUTPUT/pytorch_lora_weights.safetensors, which Darkroom and diffusers load, samples on the way, and a log.
+    """
+    conditions = _conditions(words, processes=1)
+    from darkroom_train.adapter import ATTENTION
+    from darkroom_train.lora import LoraRecipe, fine_tune
+
+    asked = {name: words[name] for name in LORA_WORDS}
+    recipe = LoraRecipe(
+        **asked, alpha=words["alpha"] or words["rank"], target_modules=words["target_modules"] or ATTENTION
+    )
+    is_finished = fine_tune(recipe, words["output"], conditions)
+    click.echo(f"the adapter is in {words['output']}" if is_finished else "run the same command again to go on")
+
+
+@main.command()
+@click.option("--model", required=True, help="A folder with a model, or what else the engine loads.")
+@click.option("--prompt", "prompts", multiple=True, required=True, help="May be given several times.")
+@click.option("--seed", type=click.IntRange(0), default=7, show_default=True, help="Of the noise that all begin with.")
+@click.option("--size", type=click.IntRange(8, 4096), default=256, show_default=True, help="Sides, in pixels.")
+@click.option("--steps", type=click.IntRange(1, 1000), default=20, show_default=True, help="Denoising steps.")
+@click.option("--guidance-scale", type=click.FloatRange(1.0, 30.0), default=3.0, show_default=True)
+@click.option("--sampler", default="euler", show_default=True)
+@click.option("--frames", type=click.IntRange(2, 100), default=8, show_default=True, help="In each strip.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, or auto.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), default="walk.png", show_default=True)
+def walk(*, model: str, prompts: tuple[str, ...], device: str, output: Path, **words: Any) -> None:
+    """Same noise, different words: draw a strip of frames from noise to picture for each prompt."""
+    from darkroom_engine import Engine
+    from darkroom_train.sheet import save_sheet
+    from darkroom_train.walk import MODEL, Walking, strip, walks
+
+    walking = Walking(num_inference_steps=words.pop("steps"), num_frames=words.pop("frames"), **words)
+    engine = Engine(_device(device))
+    engine.load(MODEL, source=model)
+    save_sheet(strip(walks(engine, prompts, walking), prompts, walking), output)
+    click.echo(output)
+
+
+@main.command()
 @click.argument("log", type=click.Path(exists=True, path_type=Path))
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), default="plot.png", show_default=True)
 def plot(log: Path, output: Path) -> None:
@@ -175,19 +246,27 @@ def scenes(domain: str, size: int, seed: int, count: int, output: Path) -> None:
 
 
 def _workshop(words: Mapping[str, Any]) -> "Workshop":
+    from darkroom_train.recipe import find_recipe, read_recipe
+
+    path = find_recipe(words["recipe_name"])
+    recipe = read_recipe(path)
+    conditions = _conditions(words, processes=words["processes"])
+    from darkroom_train.workshop import Workshop
+
+    return Workshop(recipe, path, words["output"], conditions)
+
+
+def _conditions(words: Mapping[str, Any], *, processes: int) -> "Conditions":
     import torch
 
     from darkroom_engine.device import open_device
     from darkroom_engine.quiet import quiet
     from darkroom_train.group import join_group
     from darkroom_train.progress import Bar
-    from darkroom_train.recipe import find_recipe, read_recipe
 
     with quiet():  # they speak of what is not installed
-        from darkroom_train.workshop import Conditions, Workshop
+        from darkroom_train.workshop import Conditions
 
-    path = find_recipe(words["recipe_name"])
-    recipe = read_recipe(path)
     device = open_device(_device(words["device"]))
     if device.type == "cuda":
         # What training leaves in float32 does not need all its bits, and is eight times as fast with fewer.
@@ -196,16 +275,15 @@ def _workshop(words: Mapping[str, Any]) -> "Workshop":
     if words["threads"]:
         torch.set_num_threads(words["threads"])
     group = click.get_current_context().with_resource(join_group(device))
-    conditions = Conditions(
+    return Conditions(
         group=group,
-        processes=words["processes"],
+        processes=processes,
         minutes=words["minutes"],
         checkpoint_minutes=words["checkpoint_minutes"],
         skip_bad=words["skip_bad"],
         show=Bar(),
         say=click.echo if group.is_first else _keep_silent,
     )
-    return Workshop(recipe, path, words["output"], conditions)
 
 
 def _keep_silent(sentence: str) -> None:

@@ -6,6 +6,7 @@ needs one row instead of two. Sampled with "lcm" and guidance 1.
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from darkroom_engine.noising import PARAMETERIZATIONS, ForwardProcess
+from darkroom_train.adapter import EVERYTHING, add_adapter, fused, load_trained_weights, save_adapter, trained_weights
 from darkroom_train.denoiser import Sampler, build_forward_process
 from darkroom_train.group import Group
 from darkroom_train.latents import LatentStore
@@ -71,13 +73,21 @@ class Distillation:
         self._sampling = sampling
         self._latents = latents
         self._teacher = teacher.to(group.device).eval().requires_grad_(False)
-        self.student = copy.deepcopy(self._teacher).train().requires_grad_(True)
+        self.student = copy.deepcopy(self._teacher).train()
+        if recipe.lora_rank:
+            add_adapter(
+                self.student, rank=recipe.lora_rank, alpha=recipe.lora_rank, target_modules=EVERYTHING, seed=seed
+            )
+        else:
+            self.student.requires_grad_(True)
         self._text_encoder = text_encoder.to(group.device).eval().requires_grad_(False)
         self._empty = empty.to(group.device)
         self._parameterization = PARAMETERIZATIONS[prediction]
         self._forward_process = build_forward_process(prediction, group.device)
         self._optimization = Optimization(self.student, recipe, group, ema_decay=recipe.ema_decay)
-        self._target = copy.deepcopy(self._teacher)
+        self._target = copy.deepcopy(self.student).eval()
+        self._followers = [parameter for parameter in self._target.parameters() if parameter.requires_grad]
+        self._target.requires_grad_(False)
         self._forwards = {
             "student": torch.compile(self.student, dynamic=False) if recipe.compile else self.student,
             "target": torch.compile(self._target, dynamic=False) if recipe.compile else self._target,
@@ -113,17 +123,26 @@ class Distillation:
         return {}
 
     def averaged_unet(self) -> UNet2DConditionModel:
-        """Give a copy of the student with the averaged weights: what is exported."""
+        """Give a copy of the student with the averaged weights, an adapter added to them: what is exported."""
+        if self._recipe.lora_rank:
+            with self._optimization.averaged():
+                whole: UNet2DConditionModel = fused(self.student)
+            return whole
         averaged = UNet2DConditionModel.from_config(self.student.config)
         with self._optimization.averaged():
             averaged.load_state_dict(self.student.state_dict())
         return averaged
 
+    def save_adapter(self, path: Path) -> None:
+        """Write the averaged adapter in diffusers' format."""
+        with self._optimization.averaged():
+            save_adapter(self.student, "unet", path)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"student": self.student.state_dict(), **self._optimization.state_dict()}
+        return {"student": trained_weights(self.student), **self._optimization.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.student.load_state_dict(state["student"])
+        load_trained_weights(self.student, state["student"])
         self._optimization.load_state_dict(state)
         self._follow()
 
@@ -159,4 +178,4 @@ class Distillation:
     @torch.no_grad()
     def _follow(self) -> None:
         """Let the target be the average of the student."""
-        torch._foreach_copy_(list(self._target.parameters()), self._optimization.averages)
+        torch._foreach_copy_(self._followers, self._optimization.averages)

@@ -58,6 +58,18 @@ class CheckpointError(TrainError):
         self.path = path
 
 
+class ModelUnfit(TrainError):
+    """A checkpoint cannot be fine-tuned."""
+
+    def __init__(self, source: str, problem: str) -> None:
+        super().__init__(f"{source} cannot be fine-tuned: {problem}")
+        self.source = source
+
+
+class AdapterError(TrainError):
+    """An adapter cannot be put into a network."""
+
+
 class ExportError(TrainError):
     """A model cannot be exported."""
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from darkroom_engine.families.sd import StableDiffusion
 from darkroom_train.autoencoder import decode, encode, peak_signal_to_noise
 from darkroom_train.captions import caption
 from darkroom_train.data import EVALUATION_SEED
@@ -182,8 +183,8 @@ class Evaluation:
 
     def _generate(self, prompts: Sequence[Prompt], stage: str, sampling: Sampling) -> Pictures:
         orders = [Order(prompt.text, prompt.seed, sampling) for prompt in prompts]
-        pipeline = self._workshop.pipeline(stage)
-        return generate(pipeline, orders, side=self._recipe.data.size, device=self._device)
+        model = StableDiffusion(self._workshop.pipeline(stage), self._device)
+        return generate(model, orders, side=self._recipe.data.size, device=self._device)
 
     def _recognize(self, pictures: Pictures) -> list[Labels]:
         return recognize(self._recognizer, torch.from_numpy(np.stack(pictures)).to(self._device))

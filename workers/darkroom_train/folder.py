@@ -37,7 +37,7 @@ class FolderReading:
     skipped: list[str]
 
 
-def read_folder(folder: Path, size: int, *, skip_bad: bool = False) -> FolderReading:
+def read_folder(folder: Path, size: int, *, skip_bad: bool = False, at_least: int = MIN_PICTURES) -> FolderReading:
     """Read every picture as `size` square, cropped around its center. Raises PictureError or FolderError.
 
     With `skip_bad`, what would raise PictureError is left out and listed.
@@ -54,10 +54,10 @@ def read_folder(folder: Path, size: int, *, skip_bad: bool = False) -> FolderRea
             continue
         reading.pictures.append(picture)
         reading.captions.append(entry.text)
-    if len(reading.pictures) < MIN_PICTURES:
+    if len(reading.pictures) < at_least:
         skipped = f", {len(reading.skipped)} were skipped" if reading.skipped else ""
         raise FolderError(
-            folder, f"has {len(reading.pictures)} usable pictures{skipped}; training needs at least {MIN_PICTURES}"
+            folder, f"has {len(reading.pictures)} usable pictures{skipped}; training needs at least {at_least}"
         )
     return reading
 

@@ -100,11 +100,15 @@ class DenoiserRecipe(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class DistillRecipe(Training):
-    """[distill]: `distilled_steps` are the places of the path between which the teacher steps."""
+    """[distill]: `distilled_steps` are the places of the path between which the teacher steps.
+
+    With a `lora_rank`, what is learned is a LoRA adapter of that rank; with 0, all weights.
+    """
 
     distilled_steps: int = _between(2, 1000, 50)
     guidance_scale: float = _between(1.0, 30.0, 3.0)
     ema_decay: float = _between(0.0, 0.999999, 0.95)
+    lora_rank: int = _between(0, 1024, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers import StableDiffusionPipeline
 
 from darkroom_engine import Engine, Request
-from darkroom_engine.families.sd import StableDiffusion
+from darkroom_engine.families.base import Family
 
 MODEL = "trained"
 MAX_ROWS = {"cpu": 8, "cuda": 128}
@@ -33,12 +32,10 @@ class Order:
     sampling: Sampling
 
 
-def generate(
-    pipeline: StableDiffusionPipeline, orders: Sequence[Order], *, side: int, device: torch.device
-) -> list[npt.NDArray[np.uint8]]:
-    """Draw one picture (3, side, side) for each order. Takes the pipeline over: its weights stay frozen."""
+def generate(model: Family, orders: Sequence[Order], *, side: int, device: torch.device) -> list[npt.NDArray[np.uint8]]:
+    """Draw one picture (3, side, side) for each order, with a model in memory."""
     engine = Engine(str(device), MAX_ROWS.get(device.type, 8))
-    engine.add(MODEL, StableDiffusion(pipeline, device), source="training")
+    engine.add(MODEL, model, source="training")
     handles = [
         engine.submit(
             Request(

@@ -14,7 +14,9 @@ import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from darkroom_engine.families.sd import StableDiffusion
 from darkroom_engine.quiet import quiet
+from darkroom_train.adapter import FILE_NAME
 from darkroom_train.autoencoder import AutoencoderTraining, encode, fold_scale
 from darkroom_train.data import draw_labeled, fill_stores
 from darkroom_train.denoiser import DenoiserTraining, build_noise_scheduler
@@ -146,7 +148,10 @@ class Workshop:
         return is_done
 
     def distill(self) -> bool:
-        """Teach a copy of the denoiser to need few steps, and leave its averaged weights."""
+        """Teach a copy of the denoiser to need few steps, and leave its averaged weights.
+
+        Where the recipe asks for a LoRA, its adapter is left too.
+        """
         tokenizer = self.load_tokenizer()
         trainee = Distillation(
             self.recipe.distill,
@@ -162,6 +167,8 @@ class Workshop:
         is_done = self._train(trainee, self.recipe.distill, "distill")
         if self._group.is_first:
             self._leave_denoiser(trainee.averaged_unet(), "distill")
+            if self.recipe.distill.lora_rank:
+                trainee.save_adapter(self.folder / "distill" / "lora" / FILE_NAME)
         self._group.wait()
         return is_done
 
@@ -268,7 +275,8 @@ class Workshop:
         self._leave_denoiser(unet, stage)
         captions = [several[0] for several in self._store("held-out").captions[:NUM_SAMPLES]]
         orders = [Order(caption, seed, self.sampling_of(stage)) for seed, caption in enumerate(captions)]
-        pictures = generate(self._assemble(unet), orders, side=self.recipe.data.size, device=self.device)
+        model = StableDiffusion(self._assemble(unet), self.device)
+        pictures = generate(model, orders, side=self.recipe.data.size, device=self.device)
         sheet = contact_sheet(pictures, columns=6, captions=captions)
         save_sheet(sheet, self.folder / stage / "samples" / f"step-{number:08}.png")
 

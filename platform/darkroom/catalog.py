@@ -53,7 +53,7 @@ FEATURES_OF_FAMILY: Mapping[str, frozenset[Feature]] = {
     "sd": _EVERYTHING,
     "sdxl": _EVERYTHING,
     "sd3": _OF_WORDS_AND_PICTURES,
-    "flux": _OF_WORDS_AND_PICTURES,
+    "flux": _OF_WORDS_AND_PICTURES | {"loras"},
     "pixart": _OF_WORDS,
     "sana": _OF_WORDS,
     "qwen-image": _OF_WORDS_AND_PICTURES,

@@ -8,7 +8,6 @@ goes on as the line did, and where only one count is known, more rows are taken 
 nobody has measured is tried, and then known. A measurement counts for MAX_AGE forwards of its key, unless renewed.
 """
 
-import statistics
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Hashable
@@ -16,9 +15,10 @@ from dataclasses import dataclass, field
 
 NEARLY_BEST = 0.95
 
-# Of one row count: the median of so many is its cost.
+# Of one row count: the least of the latest so many is its cost, for whatever disturbs a forward only adds to it.
 NUM_SAMPLES = 5
-MAX_AGE = 1000
+# So often a count that does not run may be tried again: a wrong measurement of it would otherwise never be righted.
+MAX_AGE = 200
 
 MAX_KEYS = 256
 
@@ -37,7 +37,6 @@ class _Count:
     """What is known of one row count; nothing until its second forward, for the first also warms the device up."""
 
     samples: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_SAMPLES))
-    seconds: float = 0.0
     renewed_at: int = 0
 
 
@@ -56,10 +55,11 @@ class _Curve:
             count = self.counts[num_rows] = _Count()
         else:
             count.samples.append(seconds)
-            count.seconds = statistics.median(count.samples)
         count.renewed_at = self.num_forwards
-        self.counts = {n: c for n, c in self.counts.items() if self.num_forwards - c.renewed_at < MAX_AGE}
-        self.points = sorted((n, c.seconds) for n, c in self.counts.items() if c.samples)
+        for other in self.counts.values():
+            if self.num_forwards - other.renewed_at >= MAX_AGE:
+                other.samples.clear()
+        self.points = sorted((rows, min(each.samples)) for rows, each in self.counts.items() if each.samples)
 
     def seconds(self, num_rows: int) -> float:
         """The cost of any row count. There must be a point."""

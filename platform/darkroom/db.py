@@ -168,15 +168,9 @@ class Database:
 
     @contextmanager
     def at_once(self) -> Iterator[Connection]:
-        """A bare connection for the hottest writes. On PostgreSQL each statement is a transaction of its own.
-
-        SQLite has no statement that writes to two tables: there the block is one transaction.
-        """
-        with _faults(), self._writer, self._reading.connect() as connection:
-            connection.execution_options(sqlite_begin="IMMEDIATE")
+        """A bare connection on which each statement is a transaction of its own: on PostgreSQL alone."""
+        with _faults(), self._reading.connect() as connection:
             yield connection
-            if self.is_sqlite:
-                connection.commit()
 
     def in_one_trip(self, *steps: tuple[Executable, Mapping[str, Any]]) -> Any:
         """Execute statements as one transaction, on PostgreSQL alone, and return the last one's only row, or None.

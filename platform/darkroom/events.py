@@ -18,7 +18,6 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Insert,
-    Select,
     Text,
     and_,
     cast,
@@ -31,6 +30,8 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.selectable import FromClause
 
 from darkroom.brokers import REDIS_REST_SECONDS, LossyRedis
 from darkroom.db import Database, now, table_of
@@ -91,12 +92,11 @@ def tell(database: Database, job_ids: Iterable[UUID]) -> None:
     database.on_commit({MOVED: list(job_ids)})
 
 
-def first_line(job_ids: Select[tuple[UUID]]) -> Insert:
-    """What begins the histories of jobs that PostgreSQL is storing in the same statement."""
-    told = job_ids.add_columns(
-        literal_column("1"), literal_column("'queued'"), literal_column("'{}'::json"), _xid(True), now()
-    )
-    return insert(table_of(JobEvent)).from_select(["job_id", "seq", "type", "payload", "xid", "created_at"], told)
+def lines_of(moved: FromClause, *, type: str, payload: ColumnElement[Any]) -> Insert:
+    """What adds a line to the histories of jobs (id, event_seq) that PostgreSQL moves in the same statement."""
+    told = select(moved.c.id, moved.c.event_seq, literal_column(f"'{type}'"), cast(payload, JSON()), _xid(True), now())
+    names = ["job_id", "seq", "type", "payload", "xid", "created_at"]
+    return insert(table_of(JobEvent)).from_select(names, told.order_by(moved.c.id))
 
 
 def line(job_id: Any, *, seq: int, type: str, payload: Mapping[str, Any], is_postgresql: bool) -> Insert:

@@ -57,7 +57,7 @@ def statements() -> Iterator[list[tuple[str, Any]]]:
     sent: list[tuple[str, Any]] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        if "jobs" in statement and "INSERT INTO" not in statement:
+        if "jobs" in statement and "INSERT INTO jobs" not in statement and not statement.startswith("INSERT"):
             sent.append((statement, parameters))
 
     event.listen(Engine, "before_cursor_execute", note)

@@ -1,16 +1,36 @@
 """Ending a job, or putting it back: the transitions of the one who holds it, of its owner and of an operator."""
 
+import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import fields
+from functools import cache
+from typing import Any, NoReturn
 from uuid import UUID
 
 import structlog
-from sqlalchemy import and_, insert, select, update
+from sqlalchemy import (
+    JSON,
+    Integer,
+    String,
+    Text,
+    Uuid,
+    and_,
+    bindparam,
+    case,
+    cast,
+    column,
+    func,
+    insert,
+    literal,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.elements import ColumnElement
 
 from darkroom import events
-from darkroom.db import Database, now
+from darkroom.db import Database, now, table_of
 from darkroom.errors import JobFinished, JobNotFound, StaleAttempt
 from darkroom.jobs.reading import get
 from darkroom.jobs.records import ImageRecord, JobRecord
@@ -32,21 +52,69 @@ def succeed(
     walk_key: str | None = None,
 ) -> None:
     """Make a job's pictures (and its walk) visible and end it. Raises StaleAttempt, and then nothing became visible."""
-    with database.write() as session:
-        # Only an attempt after the first has forerunners whose objects lie about.
-        cleanup_at = now() if attempt > 1 else None
-        _end_if_held(
-            session,
-            job_id,
-            attempt,
-            JobState.SUCCEEDED,
-            {"attempt": attempt},
-            timings=dict(timings),
-            walk_key=walk_key,
-            cleanup_at=cleanup_at,
-        )
-        session.execute(insert(Image), [{"job_id": job_id, **vars(image)} for image in images])
+    if database.is_sqlite:
+        _succeed_on_sqlite(database, job_id, attempt, images, timings, walk_key)
+    else:
+        values = {
+            "held_id": job_id,
+            "held_attempt": attempt,
+            "new_images": json.dumps([vars(image) for image in images]),
+            "new_timings": json.dumps(dict(timings)),
+            "new_walk_key": walk_key,
+        }
+        with database.at_once() as connection:
+            moved = connection.scalar(_succeeding(), values)
+        if moved is None:
+            _refuse(job_id, attempt, JobState.SUCCEEDED)
+        events.tell(database, [job_id])
     logger.info("job_succeeded", job_id=str(job_id), attempt=attempt)
+
+
+def _succeed_on_sqlite(
+    database: Database,
+    job_id: UUID,
+    attempt: int,
+    images: Iterable[ImageRecord],
+    timings: Mapping[str, float],
+    walk_key: str | None,
+) -> None:
+    values = {"timings": dict(timings), "walk_key": walk_key, "cleanup_at": _cleanup_at(literal(attempt))}
+    with database.write() as session:
+        _end_if_held(session, job_id, attempt, JobState.SUCCEEDED, {"attempt": attempt}, **values)
+        session.execute(insert(Image), [{"job_id": job_id, **vars(image)} for image in images])
+
+
+@cache
+def _succeeding() -> Any:
+    """The same in one statement of PostgreSQL, built once: the job, its event and its pictures."""
+    table, image = table_of(Job), table_of(Image)
+    attempt = bindparam("held_attempt", type_=Integer())
+    moved: Any = (
+        update(table)
+        .where(RUNNING, table.c.id == bindparam("held_id", type_=Uuid()), table.c.attempt == attempt)
+        .values(
+            **_moving(JobState.SUCCEEDED),
+            timings=cast(bindparam("new_timings", type_=Text()), JSON()),
+            walk_key=bindparam("new_walk_key", type_=String()),
+            cleanup_at=_cleanup_at(attempt),
+        )
+        .returning(table.c.id, table.c.event_seq)
+        .cte("moved")
+    )
+    event = events.lines_of(moved, type=JobState.SUCCEEDED, payload=func.json_build_object("attempt", attempt))
+    names = [each.name for each in fields(ImageRecord)]
+    shapes: Any = [column(name, image.c[name].type) for name in names]
+    found = func.json_to_recordset(cast(bindparam("new_images", type_=Text()), JSON())).table_valued(*shapes)
+    rows = found.render_derived(name="stored", with_types=True)
+    pictures = insert(image).from_select(
+        ["job_id", *names], select(moved.c.id, *(rows.c[name] for name in names)).join_from(moved, rows, true())
+    )
+    return select(moved.c.id).add_cte(event.cte("event"), pictures.cte("pictures"))
+
+
+def _cleanup_at(attempt: ColumnElement[int]) -> Any:
+    """Only an attempt after the first has forerunners whose objects lie about."""
+    return case((attempt > 1, now()))
 
 
 def fail(database: Database, job_id: UUID, *, attempt: int, code: str, message: str) -> None:
@@ -64,8 +132,12 @@ def _end_if_held(
 ) -> None:
     guard = and_(RUNNING, Job.id == job_id, Job.attempt == attempt)
     if move(session, guard, state, payload, **values) is None:
-        logger.warning("stale_attempt_refused", job_id=str(job_id), attempt=attempt, to=state)
-        raise StaleAttempt(job_id, attempt)
+        _refuse(job_id, attempt, state)
+
+
+def _refuse(job_id: UUID, attempt: int, state: JobState) -> NoReturn:
+    logger.warning("stale_attempt_refused", job_id=str(job_id), attempt=attempt, to=state)
+    raise StaleAttempt(job_id, attempt)
 
 
 def move(
@@ -79,13 +151,11 @@ def move(
 def move_all(
     session: Session, guard: ColumnElement[bool], state: JobState, payload: Mapping[str, Any], **values: Any
 ) -> list[Job]:
-    """The one statement that changes a state: where the guard holds, and with a line in each history."""
-    if state in FINAL_STATES:
-        values |= {"finished_at": now(), "delete_at": now(Job.retention_seconds)}
+    """Change the state of all jobs that the guard holds for; with a line in each history."""
     statement = (
         update(Job)
         .where(guard)
-        .values(state=state, lease_expires_at=None, event_seq=Job.event_seq + 1, **values)
+        .values(**_moving(state), **values)
         .returning(Job)
         .execution_options(synchronize_session=False)
     )
@@ -93,6 +163,14 @@ def move_all(
     event = "requeued" if state == JobState.QUEUED else state
     events.append_all(session, {job.id: job.event_seq for job in moved}, type=event, payload=payload)
     return moved
+
+
+def _moving(state: JobState) -> dict[str, Any]:
+    """What every change of a state changes with it."""
+    changed = {"state": state, "lease_expires_at": None, "event_seq": Job.event_seq + 1}
+    if state in FINAL_STATES:
+        changed |= {"finished_at": now(), "delete_at": now(Job.retention_seconds)}
+    return changed
 
 
 def cancel(database: Database, job_id: UUID, *, owner: str) -> JobRecord:

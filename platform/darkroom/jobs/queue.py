@@ -1,19 +1,20 @@
 """Out of the queue: claim, and a job's place until then."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from uuid import UUID
 
 import structlog
 from pydantic import ValidationError
-from sqlalchemy import Float, and_, bindparam, case, cast, func, null, select, tuple_, update
+from sqlalchemy import Float, Integer, String, and_, bindparam, case, cast, exists, func, null, select, tuple_, update
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import ScalarSelect
 
 from darkroom import events
-from darkroom.db import Database, now
+from darkroom.db import Database, now, table_of
 from darkroom.errors import JobNotFound
 from darkroom.jobs.ending import fail
 from darkroom.jobs.line import Lines
@@ -22,6 +23,11 @@ from darkroom.models import QUEUED, RUNNING, SUSPECT, Job, JobClass, JobState
 from darkroom.params import GenerationParams
 
 logger = structlog.get_logger(__name__)
+
+# A worker that claims another job holds none alone any more.
+COMPANY: Any = (
+    update(table_of(Job)).where(RUNNING, Job.worker_id == bindparam("worker", type_=String()), Job.is_alone)
+).values(is_alone=False)
 
 
 @dataclass(frozen=True)
@@ -58,13 +64,21 @@ def claim(
     """
     models, job_classes = tuple(models), tuple(job_classes)
     for model in _by_turn(database, models, lines):
-        looks = [] if num_held else [_reserved(worker_id, models)]
+        looks = []
         for job_class in job_classes:
             begins_at = -1.0 if whole_line else lines.of(model, job_class).begins_at
             # A line that seems empty is looked at from its very front before the next class has its turn.
-            for start_tag in sorted({begins_at, -1.0}, reverse=True):
-                looks.append(_front_id(model, job_class, start_tag, is_empty=num_held == 0))
-        while found := _claim_first(database, looks, worker_id, num_held, lease_seconds):
+            looks += [(job_class, start_tag) for start_tag in sorted({begins_at, -1.0}, reverse=True)]
+        fronts = {f"class_{n}": int(job_class) for n, (job_class, _) in enumerate(looks)}
+        fronts |= {f"tag_{n}": start_tag for n, (_, start_tag) in enumerate(looks)}
+        values = {
+            "worker": worker_id,
+            "lease_seconds": lease_seconds,
+            "this_model": model,
+            "all_models": models,
+            **fronts,
+        }
+        while found := _claim_first(database, values, num_looks=len(looks), is_empty=num_held == 0):
             lines.passed(found.model, found.job_class, found.start_tag)
             if claimed := _read(database, found):
                 return claimed
@@ -87,56 +101,87 @@ def _front(model: str) -> Any:
     return select(*columns).where(QUEUED, Job.model == model).order_by(Job.job_class, Job.start_tag, Job.id).limit(1)
 
 
-def _claim_first(
-    database: Database,
-    looks: list[ScalarSelect[UUID]],
-    worker_id: str,
-    num_held: int,
-    lease_seconds: float,
-) -> _Found | None:
-    """Claim what the first look that finds something finds; the databases do not even begin the looks after it.
+def _claim_first(database: Database, values: Mapping[str, Any], *, num_looks: int, is_empty: bool) -> _Found | None:
+    """Claim what the first look that finds something finds; the databases do not even begin the looks after it."""
+    if database.is_sqlite:
+        row = _claim_on_sqlite(database, values, num_looks=num_looks, is_empty=is_empty)
+    else:
+        with database.at_once() as connection:
+            row = connection.execute(
+                _claiming_and_telling(num_looks=num_looks, is_empty=is_empty), values
+            ).one_or_none()
+        if row is not None:
+            events.tell(database, [row.id])
+    if row is None:
+        return None
+    found = _Found(
+        job_id=row.id,
+        owner=row.owner,
+        model=row.model,
+        job_class=JobClass(row.job_class),
+        params=row.params,
+        attempt=row.attempt,
+        is_solo=row.is_solo,
+        seconds_left=float(row.seconds_left),
+        start_tag=row.start_tag,
+    )
+    logger.info("job_claimed", job_id=str(found.job_id), attempt=found.attempt, worker=values["worker"])
+    return found
+
+
+def _claim_on_sqlite(database: Database, values: Mapping[str, Any], *, num_looks: int, is_empty: bool) -> Any:
+    with database.write() as session:
+        connection = session.connection()
+        claiming = _claiming(num_looks=num_looks, is_empty=is_empty, is_postgresql=False)
+        row = connection.execute(claiming, values).one_or_none()
+        if row is None:
+            return None
+        if not is_empty:
+            connection.execute(COMPANY, {"worker": values["worker"]})
+        payload = {"attempt": row.attempt, "worker": values["worker"]}
+        events.append(session, row.id, seq=row.event_seq, type=JobState.RUNNING, payload=payload)
+    return row
+
+
+@cache
+def _claiming_and_telling(*, num_looks: int, is_empty: bool) -> Any:
+    """The whole claim in one statement of PostgreSQL: the job, its event, and that nobody else is alone any more."""
+    claimed = _claiming(num_looks=num_looks, is_empty=is_empty, is_postgresql=True).cte("claimed")
+    payload = func.json_build_object("attempt", claimed.c.attempt, "worker", bindparam("worker", type_=String()))
+    event = events.lines_of(claimed, type=JobState.RUNNING, payload=payload).cte("event")
+    statement = select(claimed).add_cte(event)
+    if not is_empty:
+        statement = statement.add_cte(COMPANY.where(exists(select(claimed.c.id))).cte("company"))
+    return statement
+
+
+@cache
+def _claiming(*, num_looks: int, is_empty: bool, is_postgresql: bool) -> Any:
+    """The claim's own statement: built once for each number of looks, because building it takes longer than executing.
 
     The look has locked the job as queued. Saying so again would offer the planner the index of the whole queue.
     """
-    statement = (
-        update(Job)
-        .where(Job.id == func.coalesce(*looks, null()), Job.lease_expires_at.is_(None))
+    looks = [_front_id(n, is_empty=is_empty) for n in range(num_looks)]
+    if is_empty:
+        looks = [_reserved(), *looks]
+    table: Any = Job.__table__
+    columns = ("id", "owner", "model", "job_class", "params", "attempt", "is_solo", "start_tag", "event_seq")
+    return (
+        update(table)
+        .where(table.c.id == func.coalesce(*looks, null()), table.c.lease_expires_at.is_(None))
         .values(
             state=JobState.RUNNING,
-            attempt=Job.attempt + 1,
-            worker_id=worker_id,
-            lease_expires_at=now(lease_seconds),
+            attempt=table.c.attempt + 1,
+            worker_id=bindparam("worker", type_=String()),
+            lease_expires_at=now(bindparam("lease_seconds", type_=Float())),
             started_at=now(),
-            is_alone=num_held == 0,
+            is_alone=is_empty,
             solo_worker_id=None,
             solo_reserved_until=None,
-            event_seq=Job.event_seq + 1,
+            event_seq=table.c.event_seq + 1,
         )
-        .returning(Job, _seconds_left(database))
-        .execution_options(synchronize_session=False)
+        .returning(*(table.c[name] for name in columns), _seconds_left(is_postgresql=is_postgresql))
     )
-    with database.write() as session:
-        row = session.execute(statement).one_or_none()
-        if row is None:
-            return None
-        job, seconds_left = row
-        if num_held:
-            session.execute(update(Job).where(RUNNING, Job.worker_id == worker_id, Job.is_alone).values(is_alone=False))
-        payload = {"attempt": job.attempt, "worker": worker_id}
-        events.append(session, job.id, seq=job.event_seq, type=JobState.RUNNING, payload=payload)
-        found = _Found(
-            job_id=job.id,
-            owner=job.owner,
-            model=job.model,
-            job_class=JobClass(job.job_class),
-            params=job.params,
-            attempt=job.attempt,
-            is_solo=job.is_solo,
-            seconds_left=float(seconds_left),
-            start_tag=job.start_tag,
-        )
-    logger.info("job_claimed", job_id=str(found.job_id), attempt=found.attempt, worker=worker_id)
-    return found
 
 
 def _read(database: Database, found: _Found) -> Claim | None:
@@ -158,24 +203,33 @@ def _read(database: Database, found: _Found) -> Claim | None:
     )
 
 
-def _front_id(model: str, job_class: JobClass, begins_at: float, *, is_empty: bool) -> ScalarSelect[UUID]:
-    front = select(Job.id).where(QUEUED, Job.model == model, Job.job_class == job_class, Job.start_tag >= begins_at)
+def _front_id(n: int, *, is_empty: bool) -> ScalarSelect[UUID]:
+    job_class, start_tag = bindparam(f"class_{n}", type_=Integer()), bindparam(f"tag_{n}", type_=Float())
+    mine = (
+        Job.model == bindparam("this_model", type_=String()),
+        Job.job_class == job_class,
+        Job.start_tag >= start_tag,
+    )
+    front = select(Job.id).where(QUEUED, *mine)
     if not is_empty:
         front = front.where(~Job.is_solo)
     return front.order_by(Job.start_tag, Job.id).limit(1).with_for_update(skip_locked=True).scalar_subquery()
 
 
-def _reserved(worker_id: str, models: tuple[str, ...]) -> ScalarSelect[UUID]:
+def _reserved() -> ScalarSelect[UUID]:
     """The suspect that this worker has run empty for, wherever it stands in its line."""
-    mine = and_(Job.solo_worker_id == worker_id, Job.solo_reserved_until >= now())
-    suspect = select(Job.id).where(QUEUED, SUSPECT, Job.model.in_(models), mine)
+    mine = and_(Job.solo_worker_id == bindparam("worker", type_=String()), Job.solo_reserved_until >= now())
+    suspect = select(Job.id).where(QUEUED, SUSPECT, Job.model.in_(bindparam("all_models", expanding=True)), mine)
     return suspect.order_by(Job.queued_at).limit(1).with_for_update(skip_locked=True).scalar_subquery()
 
 
-def _seconds_left(database: Database) -> ColumnElement[float]:
-    if database.is_sqlite:
-        return (func.julianday(Job.deadline_at) - func.julianday("now")) * 86400.0
-    return cast(func.extract("epoch", Job.deadline_at - now()), Float)
+def _seconds_left(*, is_postgresql: bool) -> ColumnElement[float]:
+    left: ColumnElement[float] = (
+        cast(func.extract("epoch", Job.deadline_at - now()), Float)
+        if is_postgresql
+        else (func.julianday(Job.deadline_at) - func.julianday("now")) * 86400.0
+    )
+    return left.label("seconds_left")
 
 
 def front_of_queue(database: Database, *, model: str, limit: int) -> list[UUID]:

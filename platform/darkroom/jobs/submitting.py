@@ -59,7 +59,7 @@ REQUEST_LIFE_SECONDS = 86400.0
 # What is said of a new job as it is, and what as JSON; and what is needed of its row afterwards.
 GIVEN = ("id", "owner", "key_id", "model", "job_class", "retention_seconds", "retry_of")
 DOCUMENTS = ("params", "client_metadata", "webhook")
-TOLD = ("id", "model", "job_class", "start_tag", "created_at", "deadline_at")
+TOLD = ("id", "event_seq", "model", "job_class", "start_tag", "created_at", "deadline_at")
 # Ahead of a new job nobody is counted beyond this: a submit costs the same at any depth.
 MOST_COUNTED = 200
 HOLD = select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("line", type_=String()), 0)))
@@ -325,8 +325,8 @@ def _insertion_of_many(*, is_postgresql: bool) -> Any:
         return insert(table).values(columns).inline()
     columns |= {name: cast(columns[name], JSON()) for name in DOCUMENTS}
     new = insert(table).from_select(list(columns), select(*columns.values()), include_defaults=False)
-    new = new.returning(table.c.id).cte("new")
-    event = events.first_line(select(new.c.id).order_by(new.c.id)).cte("event")
+    new = new.returning(table.c.id, table.c.event_seq).cte("new")
+    event = events.lines_of(new, type=JobState.QUEUED, payload=literal_column("'{}'")).cte("event")
     return select(func.count()).select_from(new).add_cte(event)
 
 
@@ -377,7 +377,7 @@ def _insertion(*, is_postgresql: bool) -> Any:
     if not is_postgresql:
         return insertion.returning(table.c.created_at, table.c.deadline_at)
     new = insertion.returning(*(table.c[name] for name in TOLD)).cte("new")
-    event = events.first_line(select(new.c.id)).cte("event")
+    event = events.lines_of(new, type=JobState.QUEUED, payload=literal_column("'{}'")).cte("event")
     ahead = select(Job.id).where(
         QUEUED,
         Job.model == new.c.model,

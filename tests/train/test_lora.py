@@ -25,7 +25,7 @@ from darkroom_train.errors import AdapterError, CheckpointError, FolderError, Mo
 from darkroom_train.export import export_model
 from darkroom_train.folder import read_folder
 from darkroom_train.group import Group
-from darkroom_train.lora import LoraRecipe, LoraTraining, fine_tune, open_model
+from darkroom_train.lora import LoraRecipe, LoraTraining, fine_tune, forward_process_of, open_model
 from darkroom_train.recipe import read_recipe
 from darkroom_train.training import LOG
 from darkroom_train.workshop import Conditions, Workshop
@@ -185,14 +185,38 @@ def test_another_setting_is_refused_when_going_on(sd_checkpoint: Path, pictures:
         fine_tune(replace(recipe, rank=4), tmp_path / "out", ALONE)
 
 
-def test_batches_gathered_for_a_step_count_as_one(sd_checkpoint: Path, pictures: Path) -> None:
-    recipe = recipe_for(sd_checkpoint, pictures, batch_size=1)
-    single, gathered = training_for(recipe), training_for(replace(recipe, gradient_accumulation=3))
-    for training in (single, gathered):
-        training.step(0, progress=0, learning_rate=1e-2)
-    weights = zip(single.state_dict()["adapter"].values(), gathered.state_dict()["adapter"].values(), strict=True)
-    assert any(not torch.equal(one, other) for one, other in weights)
-    assert gathered.state_dict()["optimizer"]["state"][0]["step"] == 1
+def test_batches_gathered_for_a_step_are_one_gradient(sd_checkpoint: Path, pictures: Path) -> None:
+    training = training_for(recipe_for(sd_checkpoint, pictures, batch_size=1, gradient_accumulation=3))
+    generator = Group().generator(1, 0)
+    losses = torch.stack([training.batch_loss(generator) for _ in range(3)])
+    trained = [weight for weight in training.network.parameters() if weight.requires_grad]
+    expected = torch.cat([part.flatten() for part in torch.autograd.grad(losses.mean(), trained)])
+    step = training.step(0, progress=0, learning_rate=1e-2)
+    assert float(step["loss"]) == pytest.approx(float(losses.detach().mean()))
+    states = training.state_dict()["optimizer"]["state"].values()
+    # The first average of gradients is the gradient itself, but for its length.
+    first_average = torch.cat([state["exp_avg"].flatten() for state in states])
+    assert torch.nn.functional.cosine_similarity(first_average, expected, dim=0) > 0.9999
+
+
+@pytest.mark.parametrize(
+    ("build", "prediction", "left"),
+    [
+        (TINY_FAMILIES["flux-dev"].build, "flow", 0.5),
+        (TINY_FAMILIES["sdxl"].build, "epsilon", 0.5263),
+        (lambda: stable_diffusion(prediction_type="v_prediction"), "v_prediction", 0.5263),
+    ],
+)
+def test_loss_is_the_one_that_the_model_was_made_by(
+    build: Callable[[], DiffusionPipeline], prediction: str, left: float, pictures: Path, tmp_path: Path
+) -> None:
+    with quiet():
+        build().save_pretrained(tmp_path)
+    model = open_model(recipe_for(tmp_path, pictures), torch.device("cpu"))
+    process, found = forward_process_of(model, str(tmp_path), torch.device("cpu"))
+    assert found == prediction
+    # What is left of the picture halfway: of the schedule of Stable Diffusion, the square root of 0.277.
+    assert float(process.scales(torch.tensor([500]))[0]) == pytest.approx(left, abs=1e-3)
 
 
 def test_bad_folders_and_models_are_refused(sd_checkpoint: Path, pictures: Path, tmp_path: Path) -> None:

@@ -170,9 +170,9 @@ class LoraTraining:
         num_batches = self._recipe.gradient_accumulation
         losses = []
         for _ in range(num_batches - 1):
-            losses.append(self._batch_loss(generator) / num_batches)
+            losses.append(self.batch_loss(generator) / num_batches)
             losses[-1].backward()
-        losses.append(self._batch_loss(generator) / num_batches)
+        losses.append(self.batch_loss(generator) / num_batches)
         self._optimization.apply(losses[-1], number, learning_rate=learning_rate)
         return {"loss": torch.stack([loss.detach() for loss in losses]).sum()}
 
@@ -200,7 +200,7 @@ class LoraTraining:
         load_trained_weights(self.network, state["adapter"])
         self._optimization.load_state_dict(state)
 
-    def _batch_loss(self, generator: torch.Generator) -> Tensor:
+    def batch_loss(self, generator: torch.Generator) -> Tensor:
         """Noise some pictures, each to a timestep and with noise of its own, some with their caption dropped."""
         recipe, device = self._recipe, self._latents.device
         batch_size = self._group.share(recipe.batch_size)

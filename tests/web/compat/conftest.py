@@ -26,7 +26,6 @@ from darkroom.jobs import JobRecord
 from darkroom.keys import Quotas
 from darkroom.stack.leash import held_by, leashed
 from darkroom.stack.servers import free_port
-from darkroom.storage import Storage
 
 FAKE_WORKER = Path(__file__).parents[2] / "worker" / "fake_worker.py"
 START_SECONDS = 60
@@ -77,7 +76,8 @@ def deployment(
     shutil.copy(migrated_sqlite, home / "darkroom.db")
     valkey_process.start()
     s3_process.start()
-    port = free_port()
+    port, control = free_port(), home / "control"
+    control.mkdir()
     environment = _as_environment(
         {
             **s3_process.credentials,
@@ -96,7 +96,7 @@ def deployment(
         owner: keys.create(database, name=owner, owner=owner, scopes=("submit", "read"), quotas=Quotas())[1]
         for owner in ("ann", "bob")
     }
-    order = {"environment": environment, "control": str(home), "log": str(home / "worker.log"), "stall_limits": {}}
+    order = {"environment": environment, "control": str(control), "log": str(home / "worker.log"), "stall_limits": {}}
     web = subprocess.Popen(leashed([sys.executable, "-m", "darkroom.cli", "web"]), env=environment)
     nursery = subprocess.Popen(
         leashed([sys.executable, str(FAKE_WORKER)]),
@@ -111,7 +111,7 @@ def deployment(
             nursery.stdin.write(f"{json.dumps(order)}\n")
             nursery.stdin.flush()
             until(lambda: fleet.list_workers(database) and _is_ready(port))
-            yield Deployment(f"http://127.0.0.1:{port}", database, home, shown)
+            yield Deployment(f"http://127.0.0.1:{port}", database, control, shown)
         finally:
             nursery.kill()  # its worker dies with it
             web.kill()

@@ -115,16 +115,16 @@ def test_bad_field_is_named_as_it_was_sent(client: OpenAI) -> None:
 
 
 def test_wrong_key_is_told_so(deployment: Any) -> None:
-    with OpenAI(base_url=f"{deployment.url}/v1", api_key="dk_wrong", max_retries=0) as client:
-        with pytest.raises(openai.AuthenticationError) as caught:
-            client.models.list()
+    stranger = OpenAI(base_url=f"{deployment.url}/v1", api_key="dk_wrong", max_retries=0)
+    with stranger, pytest.raises(openai.AuthenticationError) as caught:
+        stranger.models.list()
     assert caught.value.code == "key_unknown"
 
 
 def test_failed_job_is_told_once(deployment: Any) -> None:
-    with OpenAI(base_url=f"{deployment.url}/v1", api_key=deployment.keys["bob"], max_retries=2) as client:
-        with pytest.raises(openai.InternalServerError, match="not a number"):
-            client.images.generate(prompt="fail", model=MODEL)
+    patient = OpenAI(base_url=f"{deployment.url}/v1", api_key=deployment.keys["bob"], max_retries=2)
+    with patient, pytest.raises(openai.InternalServerError, match="not a number"):
+        patient.images.generate(prompt="fail", model=MODEL)
     assert len([job for job in deployment.jobs("bob") if job.params.prompt == "fail"]) == 1
 
 
@@ -363,7 +363,7 @@ def test_alias_stands_for_its_model_or_the_default(settings: Settings) -> None:
 
 
 def test_alias_for_a_model_that_is_not_there_stops_the_start(settings: Settings) -> None:
-    with pytest.raises(ConfigError, match="DARKROOM_MODEL_ALIASES.*no model 'tent'"):
+    with pytest.raises(ConfigError, match=r"DARKROOM_MODEL_ALIASES.*no model 'tent'"):
         create_app(settings.model_copy(update={"model_aliases": ("house=tent",)}), with_background=False)
 
 

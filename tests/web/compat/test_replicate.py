@@ -7,6 +7,7 @@ from datetime import datetime
 from io import BytesIO
 from typing import Any
 
+import httpx
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
@@ -25,8 +26,16 @@ PREDICTIONS = "/replicate/v1/predictions"
 
 
 @pytest.fixture
-def client(deployment: Any) -> Client:
-    return Client(api_token=deployment.keys["ann"], base_url=f"{deployment.url}/replicate")
+def client_with(deployment: Any) -> Iterator[Callable[[str], Client]]:
+    """A client with a key. It leaves its connections open, so they are taken from it in the end."""
+    with httpx.HTTPTransport() as transport:
+        url = f"{deployment.url}/replicate"
+        yield lambda key: Client(api_token=key, base_url=url, transport=transport)
+
+
+@pytest.fixture
+def client(client_with: Callable[[str], Client], deployment: Any) -> Client:
+    return client_with(deployment.keys["ann"])
 
 
 def test_run_gives_files(client: Client, deployment: Any) -> None:
@@ -111,8 +120,8 @@ def test_failed_prediction_raises(client: Client) -> None:
         client.run(REF, input={"prompt": "fail"})
 
 
-def test_list_goes_on_page_by_page(deployment: Any) -> None:
-    client = Client(api_token=deployment.keys["bob"], base_url=f"{deployment.url}/replicate")
+def test_list_goes_on_page_by_page(client_with: Callable[[str], Client], deployment: Any) -> None:
+    client = client_with(deployment.keys["bob"])
     made = [client.predictions.create(version=MODEL, input={"prompt": "wait:never"}).id for _ in range(51)]
     page = client.predictions.list()
     assert page.next
@@ -123,13 +132,13 @@ def test_list_goes_on_page_by_page(deployment: Any) -> None:
         client.predictions.cancel(each)
 
 
-def test_refusals_are_told_in_the_clients_words(client: Client, deployment: Any) -> None:
+def test_refusals_are_told_in_the_clients_words(client: Client, client_with: Callable[[str], Client]) -> None:
     with pytest.raises(ReplicateError, match="num_outputs 9 is out of range"):
         client.run(REF, input={"prompt": "x", "num_outputs": 9})
     with pytest.raises(ReplicateError, match="There is no model 'some/model'"):
         client.run("some/model", input={"prompt": "x"})
     with pytest.raises(ReplicateError, match="This key is not known"):
-        Client(api_token="dk_wrong", base_url=f"{deployment.url}/replicate").run(REF, input={"prompt": "x"})
+        client_with("dk_wrong").run(REF, input={"prompt": "x"})
     with pytest.raises(ReplicateError, match="webhook is not taken"):
         client.predictions.create(version=MODEL, input={"prompt": "x"}, webhook="https://example.com/")
 

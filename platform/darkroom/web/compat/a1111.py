@@ -120,7 +120,7 @@ def show_progress() -> Response:
         "sampling_steps": num_steps,
     }
     eta = sight.eta.max_seconds if sight and sight.eta else 0.0
-    share = step / num_steps if num_steps > 0 else 0.0
+    share = min(1.0, step / num_steps) if num_steps > 0 else 0.0
     told = {"progress": share, "eta_relative": eta, "state": state, "current_image": None, "textinfo": None}
     return answer(told | {"current_task": state["job"] or None})
 
@@ -214,7 +214,7 @@ def _develop(body: Mapping[str, Any], begin: Mapping[str, Any]) -> Response:
     fields |= {"model": model_called(chosen) if chosen else _model(), "metadata": MARK}
     fields |= {"batch_size": _num_images(body), "sampler_name": _sampler(body)}
     fields["seed"] = None if body.get("seed") == -1 else body.get("seed")
-    job = develop(submission_of(fields, NAMES))
+    job = develop(submission_of(fields, NAMES), NAMES)
     echo = {name: value for name, value in body.items() if name not in {"init_images", "mask"}}
     if job.state is JobState.CANCELED:  # interrupted: what is there by now is nothing
         return answer({"images": [], "parameters": echo, "info": json.dumps(_info(job))})

@@ -3,7 +3,8 @@
 Everything is submitted, held to limits and waited for by the same functions as natively. Knows no protocol.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from flask import Blueprint, Response, request
@@ -75,8 +76,21 @@ def submission_of(body: Mapping[str, Any], names: Mapping[str, str]) -> Submissi
         sent[field] = name
     # Somebody waits for the answer: it is as urgent as the form's, where the key allows that by the API.
     job_class = JobClass.INTERACTIVE if current().may_hurry else JobClass.BULK
-    try:
+    with _named(sent):
         return check(ours, services().rules(), job_class=job_class)
+
+
+def submit(submission: Submission, names: Mapping[str, str], *, again: Request | None = None) -> JobRecord:
+    """Submit, naming what is refused by its own names. Raises as Services.submit does."""
+    with _named({ours: theirs for theirs, ours in names.items()}):
+        return services().submit(submission, request=again)
+
+
+@contextmanager
+def _named(sent: Mapping[str, str]) -> Iterator[None]:
+    """Have refusals name the fields as they were sent."""
+    try:
+        yield
     except InvalidParameters as error:
         told = [FieldError(sent.get(each.field, each.field), each.problem, each.limit) for each in error.errors]
         raise InvalidParameters(told) from error
@@ -96,14 +110,14 @@ def take_choice(body: dict[str, Any], name: str, choices: Iterable[str], *, defa
     return default if value is None else str(value)
 
 
-def develop(submission: Submission, *, again: Request | None = None) -> JobRecord:
+def develop(submission: Submission, names: Mapping[str, str], *, again: Request | None = None) -> JobRecord:
     """Submit, and wait as long as such calls wait. Returns the job as it is then.
 
     Raises NoPlaceToWait, and then nothing was submitted, or what `submit` raises. The job outlives the call.
     """
     waiting = services().waiting
     with waiting.place():
-        job = services().submit(submission, request=again)
+        job = submit(submission, names, again=again)
         return waiting.wait_in_place(job.id, services().settings.compat_wait_seconds)
 
 

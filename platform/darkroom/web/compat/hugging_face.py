@@ -47,7 +47,7 @@ def text_to_image(model_id: str) -> Response:
     if taken := sorted(fields.keys() & ANSWERED_ALREADY.keys()):
         raise refusal(taken[0], "is not taken", ANSWERED_ALREADY[taken[0]])
     fields |= {"model": model_called(model_id), "scheduler": sampler_called(fields.get("scheduler"))}
-    job = succeeded(develop(submission_of(fields, NAMES)))
+    job = succeeded(develop(submission_of(fields, NAMES), NAMES))
     [image] = job.images
     return Response(picture(services(), image), content_type=image.content_type, headers={"X-Seed": str(image.seed)})
 

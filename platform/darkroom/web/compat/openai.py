@@ -31,6 +31,7 @@ from darkroom.web.compat.calls import (
     refuse_as,
     sampler_called,
     submission_of,
+    submit,
     succeeded,
     take_choice,
 )
@@ -129,7 +130,7 @@ def _answer(body: dict[str, Any], event: str) -> Response:
     submission = submission_of(body, NAMES)
     if wanted.is_stream:
         return _stream(submission, again, wanted=wanted, event=event)
-    job = succeeded(develop(submission, again=again))
+    job = succeeded(develop(submission, NAMES, again=again))
     return answer(_document(job, wanted))
 
 
@@ -242,7 +243,7 @@ def _base64(body: bytes) -> str:
 def _stream(submission: Submission, again: Request, *, wanted: Wanted, event: str) -> Response:
     give_back = services().waiting.take_place()
     try:
-        job = services().submit(submission, request=again)
+        job = submit(submission, NAMES, again=again)
     except DarkroomError:
         give_back()
         raise

@@ -24,6 +24,7 @@ from darkroom.web.compat.calls import (
     sampler_called,
     scheme,
     submission_of,
+    submit,
 )
 from darkroom.web.documents import page_path, timestamp
 from darkroom.web.guards import require_json
@@ -130,7 +131,7 @@ def _create(body: dict[str, Any], *names: str) -> Response:
     if asked.get("output_format") == "jpg":
         fields["output_format"] = "jpeg"
     submission = submission_of(fields, NAMES | ({CANCEL_AFTER: "deadline_seconds"}))
-    job, headers = services().waiting.submit_and_wait(lambda: services().submit(submission))
+    job, headers = services().waiting.submit_and_wait(lambda: submit(submission, NAMES))
     status = STATUSES[job.state] if job.state in FINAL_STATES else "starting"  # "processing" would end run() empty
     return answer(_document(job, output=_output(job), status=status), status=201, headers=headers)
 

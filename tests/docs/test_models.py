@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from darkroom.catalog import FAMILY_OF_PIPELINE, ModelEntry
+from darkroom.catalog import FAMILY_OF_PIPELINE, Catalog, ModelEntry
+from darkroom.config import load_settings
 from darkroom_engine.models import FAMILIES
 from darkroom_engine.samplers import DISCRETE_SAMPLERS, FLOW_SAMPLERS, OWN_SAMPLERS, SPACINGS
 
@@ -42,3 +43,12 @@ def test_every_sampler_is_on_the_page(kind: str) -> None:
     said = set(re.findall(r"`([a-z]\w*)`", paragraph))
     spacings = tuple(f"_{suffix}" for suffix in SPACINGS)
     assert said == {name for name in KINDS[kind] if not name.endswith(spacings)}
+
+
+def test_the_example_of_a_catalog_is_taken(tmp_path: Path) -> None:
+    [example] = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "catalog.toml").write_text(example)
+    catalog = Catalog.load(load_settings(home=tmp_path, catalog=tmp_path / "catalog.toml"))
+    assert catalog.default.name == "paintings"
+    assert catalog.default.tuning.cuda_graphs
+    assert set(catalog.default.loras) == {"ink"}

@@ -85,6 +85,9 @@ LIMITS_OF_FAMILY: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+# In a model's folder: what its entry would say beyond what the pipeline says, such as the size it was trained at.
+OWN_WORDS = "darkroom.toml"
+
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
@@ -265,7 +268,9 @@ def _describe(index: Path) -> dict[str, Any]:
         raise CatalogError(f"{index}: names no pipeline: {error}") from error
     if not isinstance(pipeline, str) or not pipeline.endswith("Pipeline"):
         raise CatalogError(f"{index}: names no pipeline of diffusers, but {pipeline!r}")
-    return {"family": FAMILY_OF_PIPELINE.get(pipeline, WHOLE), "source": str(index.parent)}
+    own = index.with_name(OWN_WORDS)
+    said = _read_file(own) if own.is_file() else {}
+    return {**said, "family": FAMILY_OF_PIPELINE.get(pipeline, WHOLE), "source": str(index.parent)}
 
 
 def _completed(said: Any, family: Mapping[str, Any]) -> Any:

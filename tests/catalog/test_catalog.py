@@ -100,6 +100,18 @@ def test_folders_of_models_are_on_offer(tmp_path: Path) -> None:
     assert (entry.family, entry.source) == ("sd", str(tmp_path / "houses"))
 
 
+def test_model_in_a_folder_says_itself_how_it_draws_best(tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small/model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    words = tmp_path / "small/darkroom.toml"
+    words.write_text('title = "Small"\nfamily = "flux"\n[defaults]\nwidth = 64\nheight = 64\n')
+    entry = Catalog.load(load_settings(models_dir=tmp_path)).get("small")
+    assert (entry.title, entry.family, entry.defaults.width) == ("Small", "sd", 64)
+    words.write_text("wide = 64\n")
+    with pytest.raises(CatalogError, match=r"models\.small\.wide"):
+        Catalog.load(load_settings(models_dir=tmp_path))
+
+
 @pytest.mark.parametrize("index", ["", "[]", "{}", "null", '{"_class_name": "MyModel"}', '{"_class_name": []}'])
 def test_folder_of_a_model_that_nobody_develops_is_refused(tmp_path: Path, index: str) -> None:
     (tmp_path / "odd").mkdir()

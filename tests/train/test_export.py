@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from transformers import CLIPTextModel
 
+from darkroom.catalog import Catalog
+from darkroom.config import load_settings
 from darkroom_engine import Engine, Request
 from darkroom_train.card import model_card
-from darkroom_train.export import MANIFEST, MAX_FILE_BYTES, check_manifest, export_model, write_card
+from darkroom_train.export import MANIFEST, MAX_FILE_BYTES, check_manifest, export_model, write_card, write_offer
 from darkroom_train.workshop import Workshop, state_of
 
 
@@ -90,6 +93,21 @@ def test_text_encoder_is_the_trained_one_under_the_names_that_every_version_read
     tokens = torch.tensor([[1, 2, 3]])
     # 1e-2: the exported weights are in half precision.
     assert torch.allclose(loaded(tokens)[0], workshop.load_text_encoder()(tokens)[0], atol=1e-2)
+
+
+@pytest.mark.parametrize(("stage", "sampler"), [("denoiser", "dpmpp_2m"), ("distill", "lcm")])
+@pytest.mark.parametrize("prediction", ["v_prediction", "flow"])
+def test_catalog_offers_it_as_it_draws_best(
+    workshop: Workshop, tmp_path: Path, stage: str, sampler: str, prediction: str
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    recipe = replace(workshop.recipe, denoiser=replace(workshop.recipe.denoiser, prediction=prediction))
+    write_offer(tmp_path / "model", recipe, workshop.sampling_of(stage), example_prompts=['a "red" star'])
+    entry = Catalog.load(load_settings(models_dir=tmp_path)).get("model")
+    assert (entry.defaults.width, entry.defaults.sampler) == (32, sampler)
+    assert entry.example_prompts == ('a "red" star',)
+    assert ("ddim" in entry.limits.samplers) == (prediction == "v_prediction")
 
 
 def test_manifest_finds_a_changed_file(model_folder: Path) -> None:

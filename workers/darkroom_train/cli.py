@@ -11,6 +11,8 @@ from darkroom_train.errors import TrainError
 if TYPE_CHECKING:
     from darkroom_train.workshop import Conditions, Workshop
 
+NUM_EXAMPLES = 4
+
 # The words of `lora` that its recipe has by the same name.
 LORA_WORDS = (
     *("model", "folder", "resolution", "steps", "batch_size", "gradient_accumulation", "learning_rate", "rank"),
@@ -322,11 +324,13 @@ def _evaluate(workshop: "Workshop", *, stage: str, steps: int | None) -> None:
 
 def _export(workshop: "Workshop", *, stage: str) -> None:
     from darkroom_train.card import model_card
-    from darkroom_train.export import export_model, write_card
+    from darkroom_train.export import export_model, write_card, write_offer
     from darkroom_train.workshop import state_of
 
     folder = workshop.folder / ("model" if stage == "denoiser" else "model-distilled")
     export_model(workshop.pipeline(stage), folder)
+    examples = workshop.held_out_captions(NUM_EXAMPLES)
+    write_offer(folder, workshop.recipe, workshop.sampling_of(stage), example_prompts=examples)
     evaluation = _evaluation_folder(workshop, stage, None)
     card = model_card(workshop.recipe, workshop.recipe_path, state=state_of(workshop), evaluation=evaluation)
     write_card(folder, card)

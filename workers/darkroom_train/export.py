@@ -6,7 +6,8 @@ StableDiffusionPipeline.from_pretrained and the engine's family sd load it as it
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from darkroom_engine.quiet import quiet
+from darkroom_engine.samplers import FLOW_SAMPLERS
 from darkroom_train.errors import ExportError
 from darkroom_train.files import write_json, write_safely
+from darkroom_train.recipe import Recipe
+from darkroom_train.sampling import Sampling
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
+OFFER = "darkroom.toml"
 MAX_FILE_BYTES = 16 * 2**20
 SHARD_SIZE = "15MB"
 PREFIX = "text_model."
@@ -66,6 +71,24 @@ def check_manifest(folder: Path) -> list[str]:
         for name, entry in entries.items()
         if not (folder / name).is_file() or hashlib.sha256((folder / name).read_bytes()).hexdigest() != entry["sha256"]
     ]
+
+
+def write_offer(folder: Path, recipe: Recipe, sampling: Sampling, *, example_prompts: Sequence[str]) -> None:
+    """Write what Darkroom's catalog says of the model where it finds the folder: how it draws best."""
+    size = recipe.data.size
+    offer = {
+        "": {"title": recipe.title or recipe.name, "license": "apache-2.0", "example_prompts": list(example_prompts)},
+        "defaults": {"width": size, "height": size, **asdict(sampling)},
+        "limits": {"min_size": size // 2, "max_size": 4 * size},
+    }
+    if recipe.denoiser.prediction == "flow":
+        offer["limits"]["samplers"] = list(FLOW_SAMPLERS)
+    lines = []
+    for table, values in offer.items():
+        # What JSON has of strings, numbers and lists, TOML has too.
+        lines += [f"[{table}]"] if table else []
+        lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    (folder / OFFER).write_text("\n".join(lines) + "\n")
 
 
 def write_card(folder: Path, text: str) -> None:

@@ -242,6 +242,10 @@ class Workshop:
         """Give every caption that was trained on."""
         return {caption for several in self._store("train").captions for caption in several}
 
+    def held_out_captions(self, most: int) -> list[str]:
+        """Give captions that were not trained on, one a picture."""
+        return [several[0] for several in self._store("held-out").captions[:most]]
+
     def _fill_stores(self) -> None:
         show = self._conditions.show
         skipped = fill_stores(
@@ -273,7 +277,7 @@ class Workshop:
     def _draw_samples(self, stage: str, unet: UNet2DConditionModel, number: int) -> None:
         """Leave the UNet, and a sheet of held-out captions, always with the same noise, so that sheets compare."""
         self._leave_denoiser(unet, stage)
-        captions = [several[0] for several in self._store("held-out").captions[:NUM_SAMPLES]]
+        captions = self.held_out_captions(NUM_SAMPLES)
         orders = [Order(caption, seed, self.sampling_of(stage)) for seed, caption in enumerate(captions)]
         model = StableDiffusion(self._assemble(unet), self.device)
         pictures = generate(model, orders, side=self.recipe.data.size, device=self.device)

@@ -82,12 +82,12 @@ def test_live_jobs_are_found_by_what_their_metadata_says(queue, params) -> None:
     jobs.submit(queue.database, new(params, metadata={"api": "x"}), owner="bob")
     jobs.submit(queue.database, new(params), owner="ann")
 
-    def found(api: str, limit: int = 9) -> list[UUID]:
-        live = jobs.list_live(queue.database, owner="ann", metadata={"api": api}, limit=limit)
-        return [job.id for job in live]
+    def found(**metadata: str) -> list[UUID]:
+        return [job.id for job in jobs.list_live(queue.database, owner="ann", metadata=metadata)]
 
-    assert (found("x"), found("y"), found("z")) == ([marked], [other], [])
-    assert found("x", limit=0) == []
+    assert (found(api="x"), found(api="y"), found(api="z")) == ([marked], [other], [])
+    second = jobs.submit(queue.database, new(params, metadata={"api": "x"}), owner="ann").id
+    assert found(api="x") == [marked, second]
 
 
 def age_requests(queue, seconds: float) -> None:

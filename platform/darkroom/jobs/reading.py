@@ -51,13 +51,13 @@ def list_jobs(
         return _records(session.scalars(query.order_by(Job.id.desc()).limit(limit)))
 
 
-def list_live(database: Database, *, owner: str, metadata: Mapping[str, str], limit: int) -> list[JobRecord]:
-    """Read an owner's jobs that have not ended and whose metadata says all of this, newest first."""
+def list_live(database: Database, *, owner: str, metadata: Mapping[str, str]) -> list[JobRecord]:
+    """Read an owner's jobs that have not ended and whose metadata says all of this, oldest first."""
     query = select(Job).where(Job.owner == owner, Job.state.in_(LIVE_STATES)).options(selectinload(Job.images))
     for name, value in metadata.items():
         query = query.where(Job.client_metadata[name].as_string() == value)
     with database.read() as session:
-        return _records(session.scalars(query.order_by(Job.id.desc()).limit(limit)))
+        return _records(session.scalars(query.order_by(Job.id)))
 
 
 def search(

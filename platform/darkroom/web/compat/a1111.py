@@ -55,7 +55,6 @@ SPACING_NAMES = (AUTOMATIC, *SPACINGS)
 CHECKPOINT = "sd_model_checkpoint"
 # By what `interrupt` and `progress` know the jobs that came by this door: others of the owner's are none of theirs.
 MARK = {"api": "a1111"}
-MOST_LIVE = 100
 # Settings that clients read and never mean to change.
 OPTIONS = {"samples_format": "png", "sd_vae": "Automatic", "CLIP_stop_at_last_layers": 1}
 NOTHING_OF: Mapping[str, Any] = {
@@ -208,7 +207,7 @@ def show_nothing(kind: str) -> Response:
 def _develop(body: Mapping[str, Any], begin: Mapping[str, Any]) -> Response:
     if wanted := [name for name in NOT_OFFERED if body.get(name)]:
         raise refusal(wanted[0], "is not offered", "nothing, or false")
-    fields = {name: body.get(name) for name in TAKEN} | begin
+    fields = {**{name: body.get(name) for name in TAKEN}, **begin}
     overrides = body.get("override_settings")
     chosen = overrides.get(CHECKPOINT) if isinstance(overrides, dict) else None
     fields |= {"model": model_called(chosen) if chosen else _model(), "metadata": MARK}
@@ -269,8 +268,7 @@ def _decoded(value: Any, field: str) -> bytes:
 
 def _live_jobs() -> list[JobRecord]:
     """The caller's jobs by this API that have not ended, oldest first."""
-    found = jobs.list_live(services().database, owner=current().owner, metadata=MARK, limit=MOST_LIVE)
-    return sorted(found, key=lambda job: job.id)
+    return jobs.list_live(services().database, owner=current().owner, metadata=MARK)
 
 
 def _info(job: JobRecord) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -242,11 +243,10 @@ def _base64(body: bytes) -> str:
 
 def _stream(submission: Submission, again: Request, *, wanted: Wanted, event: str) -> Response:
     give_back = services().waiting.take_place()
-    try:
+    with ExitStack() as in_vain:
+        in_vain.callback(give_back)
         job = submit(submission, NAMES, again=again)
-    except DarkroomError:
-        give_back()
-        raise
+        in_vain.pop_all()
     frames = _Teller(services(), event).tell(job, num_partials=wanted.num_partials)
     response = Response(frames, content_type="text/event-stream", headers=streams.HEADERS)
     response.call_on_close(give_back)  # however the answer ends

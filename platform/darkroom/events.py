@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -18,8 +19,11 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Insert,
+    Integer,
+    String,
     Text,
     and_,
+    bindparam,
     cast,
     func,
     insert,
@@ -179,21 +183,28 @@ def read_owned(
     database: Database, *, after: Cursor, owner: str | None = None, limit: int = 500
 ) -> tuple[list[tuple[str, EventRecord]], Cursor]:
     """What read_all reads, each event with the owner of its job."""
-    with database.read() as session:
-        query = select(JobEvent, Job.owner).join(Job, Job.id == JobEvent.job_id)
-        query = query.where(
-            or_(JobEvent.xid > after.xid, and_(JobEvent.xid == after.xid, JobEvent.position > after.position))
-        )
-        if not database.is_sqlite:
-            query = query.where(_IS_SETTLED)
-        if owner is not None:
-            query = query.where(Job.owner == owner)
-        rows = session.execute(query.order_by(JobEvent.xid, JobEvent.position).limit(limit)).all()
-        found = [(name, _record(row)) for row, name in rows]
+    values = {"xid": after.xid, "position": after.position, "most": limit, "of_owner": owner}
+    with database.look() as connection:
+        rows = connection.execute(_reading(is_postgresql=not database.is_sqlite, is_owned=owner is not None), values)
+        found = [(row.owner, _record(row)) for row in rows]
         return found, found[-1][1].cursor if found else after
 
 
-def _record(row: JobEvent) -> EventRecord:
+@cache
+def _reading(*, is_postgresql: bool, is_owned: bool) -> Any:
+    """What read_owned executes, built once: in a busy process it is asked for dozens of times a second."""
+    line, job = table_of(JobEvent).c, table_of(Job).c
+    xid, position = bindparam("xid", type_=BigInteger()), bindparam("position", type_=BigInteger())
+    query = select(table_of(JobEvent), job.owner).join(table_of(Job), job.id == line.job_id)
+    query = query.where(or_(line.xid > xid, and_(line.xid == xid, line.position > position)))
+    if is_postgresql:
+        query = query.where(_IS_SETTLED)
+    if is_owned:
+        query = query.where(job.owner == bindparam("of_owner", type_=String()))
+    return query.order_by(line.xid, line.position).limit(bindparam("most", type_=Integer()))
+
+
+def _record(row: Any) -> EventRecord:
     return EventRecord(row.job_id, row.seq, row.type, row.payload, row.created_at, Cursor(row.xid, row.position))
 
 

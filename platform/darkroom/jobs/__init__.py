@@ -75,6 +75,7 @@ __all__ = [
     "get",
     "get_batch",
     "get_image",
+    "get_many",
     "get_upload",
     "glimpse",
     "heartbeat",

@@ -1,30 +1,50 @@
 """Reading jobs. Somebody else's job does not exist."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, Uuid, bindparam, select
 from sqlalchemy.orm import selectinload
 
-from darkroom.db import Database
+from darkroom.db import Database, table_of
 from darkroom.errors import ImageNotFound, JobNotFound
 from darkroom.jobs.records import ImageRecord, JobRecord, image_record, job_record
 from darkroom.models import LIVE_STATES, Job, JobState
 
 SEARCHED_JOBS = 2000
+# Built once, and read without a session: jobs are read far more often than anything is done to them.
+SOME_JOBS = select(table_of(Job)).where(Job.id.in_(bindparam("job_ids", expanding=True)))
+ONE_JOB = select(table_of(Job)).where(Job.id == bindparam("job_id", type_=Uuid()))
+ITS_IMAGES = (
+    select(table_of(Image))
+    .where(Image.job_id.in_(bindparam("job_ids", expanding=True)))
+    .order_by(Image.job_id, Image.n)
+)
 
 
 def get(database: Database, job_id: UUID, *, owner: str | None = None) -> JobRecord:
     """Read a job (of an owner). Raises JobNotFound, also for somebody else's."""
-    query = select(Job).where(Job.id == job_id).options(selectinload(Job.images))
-    if owner is not None:
-        query = query.where(Job.owner == owner)
-    with database.read() as session:
-        job = session.scalars(query).one_or_none()
-        if job is None:
+    with database.look() as connection:
+        job: Any = connection.execute(ONE_JOB, {"job_id": job_id}).one_or_none()
+        if job is None or owner not in (None, job.owner):
             raise JobNotFound(job_id)
-        return job_record(job, images=tuple(image_record(image) for image in job.images))
+        # Pictures appear by the commit that makes their job succeed.
+        images = connection.execute(ITS_IMAGES, {"job_ids": [job_id]}) if job.state == JobState.SUCCEEDED else ()
+        return job_record(job, images=tuple(image_record(image) for image in images))
+
+
+def get_many(database: Database, job_ids: Collection[UUID]) -> dict[UUID, JobRecord]:
+    """Read several jobs. One that is gone is left out."""
+    if not job_ids:
+        return {}
+    ids = {"job_ids": list(job_ids)}
+    with database.look() as connection:
+        found = connection.execute(SOME_JOBS, ids).all()
+        images: dict[UUID, list[ImageRecord]] = {}
+        for image in connection.execute(ITS_IMAGES, ids):
+            images.setdefault(image.job_id, []).append(image_record(image))
+    return {job.id: job_record(job, images=tuple(images.get(job.id, ()))) for job in found}
 
 
 def get_image(database: Database, job_id: UUID, n: int, *, owner: str) -> ImageRecord:

@@ -14,7 +14,7 @@ from uuid import UUID
 from flask import Response, json, request
 
 from darkroom import events, jobs
-from darkroom.errors import DatabaseUnavailable, FieldError, InvalidParameters, JobNotFound
+from darkroom.errors import DatabaseUnavailable, FieldError, InvalidParameters
 from darkroom.events import Cursor, EventRecord
 from darkroom.jobs import JobRecord, JobState
 from darkroom.models import FINAL_STATES
@@ -114,7 +114,7 @@ class _Teller:
             for event in news:
                 if event.seq > seq:
                     seq = event.seq
-                    yield from self._frames(event, str(seq))
+                    yield from _frames(event, str(seq), self._ended([event]))
                     if event.type in FINAL_STATES:
                         return
             mail = mailbox.take(seconds=self._heartbeat_seconds)
@@ -136,38 +136,39 @@ class _Teller:
         is_behind = True
         while is_behind:
             found, cursor = events.read_all(self._database, after=cursor, owner=owner, limit=PAGE)
+            ended = self._ended(found)
             for event in found:
-                yield from self._frames(event, _id_of(event.cursor))
+                yield from _frames(event, _id_of(event.cursor), ended)
             is_behind = len(found) == PAGE
         while True:
             mail = mailbox.take(seconds=self._heartbeat_seconds)
+            ended = self._ended(mail.events)
             for event in mail.events:
                 if event.cursor > cursor:
                     cursor = event.cursor
-                    yield from self._frames(event, _id_of(cursor))
+                    yield from _frames(event, _id_of(cursor), ended)
             if mail.is_last:
                 yield FAREWELL
                 return
             if not mail.events:
                 yield HEARTBEAT
 
-    def _frames(self, event: EventRecord, event_id: str) -> Iterator[bytes]:
-        """The frames of one line of the history; the last carries the id."""
-        if event.type not in FINAL_STATES:
-            yield _frame("state", state_document(event), event_id)
-            return
-        yield _frame("state", state_document(event))
-        job = self._job(event.job_id)
-        for image in job.images if job else ():
-            yield _frame("image", {"job_id": str(event.job_id), **image_document(event.job_id, image)})
-        done = job_document(job) if job else {"id": str(event.job_id), "state": event.type}
-        yield _frame("done", done, event_id)
+    def _ended(self, told: Iterable[EventRecord]) -> Mapping[UUID, JobRecord]:
+        """The jobs whose end is told."""
+        return jobs.get_many(self._database, {event.job_id for event in told if event.type in FINAL_STATES})
 
-    def _job(self, job_id: UUID) -> JobRecord | None:
-        try:
-            return jobs.get(self._database, job_id)
-        except JobNotFound:  # deleted meanwhile
-            return None
+
+def _frames(event: EventRecord, event_id: str, ended: Mapping[UUID, JobRecord]) -> Iterator[bytes]:
+    """The frames of one line of the history; the last carries the id."""
+    if event.type not in FINAL_STATES:
+        yield _frame("state", state_document(event), event_id)
+        return
+    yield _frame("state", state_document(event))
+    job = ended.get(event.job_id)  # not there if it was deleted meanwhile
+    for image in job.images if job else ():
+        yield _frame("image", {"job_id": str(event.job_id), **image_document(event.job_id, image)})
+    done = job_document(job) if job else {"id": str(event.job_id), "state": event.type}
+    yield _frame("done", done, event_id)
 
 
 def state_document(event: EventRecord) -> dict[str, Any]:

@@ -13,11 +13,14 @@ from flask import Flask
 from flask.testing import FlaskClient
 from openai import OpenAI
 from PIL import Image as Picture
+from sqlalchemy import update
 
 from darkroom import jobs
 from darkroom.config import Settings
+from darkroom.db import now
 from darkroom.errors import ConfigError
 from darkroom.jobs import JobClass, JobState
+from darkroom.models import Job
 from darkroom.web import create_app
 
 MODEL = "darkroom-seeded"
@@ -214,6 +217,23 @@ def test_picture_that_is_late_is_told_of_and_its_job_goes_on(waiters: Flask) -> 
     assert job["state"] == "queued"
     assert job["id"] in response.json["error"]["message"]
     client.post(GENERATIONS, json={"prompt": "a red house"}, headers={"x-stainless-retry-count": "1"})
+    assert len(client.get("/api/v1/jobs").json["jobs"]) == 1
+
+
+@pytest.mark.parametrize(("age_seconds", "num_jobs"), [(890, 1), (910, 2)])
+def test_retry_gets_what_was_made_lately(waiters: Flask, age_seconds: float, num_jobs: int) -> None:
+    client, database = waiters.test_client(), waiters.extensions["darkroom"].database
+    client.post(GENERATIONS, json={"prompt": "a red house"})
+    with database.write() as session:
+        session.execute(update(Job).values(created_at=now(-age_seconds)))
+    client.post(GENERATIONS, json={"prompt": "a red house"}, headers={"x-stainless-retry-count": "1"})
+    assert len(jobs.list_jobs(database, owner="local")) == num_jobs
+
+
+def test_retry_of_a_request_that_never_arrived_makes_its_job_once(waiters: Flask) -> None:
+    client = waiters.test_client()
+    for retry_count in ("1", "2"):
+        client.post(GENERATIONS, json={"prompt": "a boat"}, headers={"x-stainless-retry-count": retry_count})
     assert len(client.get("/api/v1/jobs").json["jobs"]) == 1
 
 

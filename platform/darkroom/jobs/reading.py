@@ -10,7 +10,7 @@ from sqlalchemy.orm import selectinload
 from darkroom.db import Database, table_of
 from darkroom.errors import ImageNotFound, JobNotFound
 from darkroom.jobs.records import ImageRecord, JobRecord, image_record, job_record
-from darkroom.models import LIVE_STATES, Job, JobState
+from darkroom.models import LIVE_STATES, Image, Job, JobState
 
 SEARCHED_JOBS = 2000
 # Built once, and read without a session: jobs are read far more often than anything is done to them.

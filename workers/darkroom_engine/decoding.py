@@ -137,10 +137,8 @@ class Decoder:
         A request that is done already, because it was canceled, is dropped on the way.
         """
         outcome = DecodeOutcome()
-        if self._running and self._running[1].is_done:
-            decode, running = self._running
-            self._running = None
-            self._collect(decode, running, outcome)
+        if self._running:
+            self._collect(*self._running, outcome)
         while self._running is None and (decode_next := self._next()):
             self._start(decode_next, outcome)
         return outcome
@@ -201,8 +199,12 @@ class Decoder:
 
     def _collect(self, decode: Decode, running: Running, outcome: DecodeOutcome) -> None:
         try:
+            if not running.is_done:
+                return
+            self._running = None
             pixels = running.pixels()
         except Exception as error:
+            self._running = None
             self._fail(decode, error, outcome)
             return
         if decode.kind == "pictures":

@@ -29,6 +29,7 @@ logger = structlog.get_logger(__name__)
 NUM_PROCESSES = 4
 # How soon a job that is lost is noticed while it waits.
 LOST_SECONDS = 0.5
+CLOSE_SECONDS = 2.0
 
 Result = TypeVar("Result")
 
@@ -72,9 +73,12 @@ class Outlet:
         self._processes.submit(os.getpid)
 
     def close(self) -> None:
-        """Begin nothing more. What is under way ends with this process at the latest."""
+        """End the processes. One that still stores something ends with this one at the latest."""
         with self._lock:
-            self._processes.shutdown(wait=False, cancel_futures=True)
+            shutdown = self._processes.shutdown
+        ending = threading.Thread(target=shutdown, kwargs={"cancel_futures": True}, name="outlet", daemon=True)
+        ending.start()
+        ending.join(CLOSE_SECONDS)
 
     def _submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
         with self._lock:

@@ -11,7 +11,7 @@ from darkroom.jobs.lease import heartbeat, reserve_solo
 from darkroom.jobs.line import Lines
 from darkroom.jobs.pace import Done, LineRecord, latest_done, lines
 from darkroom.jobs.queue import Glimpse, claim, front_of_queue, glimpse, position
-from darkroom.jobs.reading import get, get_image, list_jobs, list_live, search
+from darkroom.jobs.reading import get, get_image, get_many, list_jobs, list_live, search
 from darkroom.jobs.records import BatchRecord, Claim, Ended, ImageRecord, JobRecord
 from darkroom.jobs.submitting import (
     MOST_COUNTED,

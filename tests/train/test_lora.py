@@ -155,7 +155,7 @@ def test_the_adapter_changes_the_picture_alike_in_the_engine_and_in_diffusers(
     checkpoint: Path, pictures: Path, tmp_path: Path
 ) -> None:
     untouched = files_of(checkpoint)
-    recipe = recipe_for(checkpoint, pictures, alpha=4.0, rank=2, learning_rate=5e-2)
+    recipe = recipe_for(checkpoint, pictures, alpha=4, rank=2, learning_rate=5e-2)
     assert fine_tune(recipe, tmp_path, ALONE)
     assert files_of(checkpoint) == untouched
     plain, tuned = draw(checkpoint, None), draw(checkpoint, tmp_path)

@@ -30,7 +30,7 @@ EVERYTHING = (
 )
 
 
-def add_adapter(network: Any, *, rank: int, alpha: float, target_modules: Sequence[str], seed: int) -> None:
+def add_adapter(network: Any, *, rank: int, alpha: int, target_modules: Sequence[str], seed: int) -> None:
     """Put an adapter that changes nothing yet into a frozen network; it alone is trained, in float32.
 
     Raises AdapterError when the network has none of the modules.
@@ -39,7 +39,7 @@ def add_adapter(network: Any, *, rank: int, alpha: float, target_modules: Sequen
         r=rank,
         lora_alpha=alpha,
         init_lora_weights="gaussian",
-        target_modules=list(target_modules),  # type: ignore[arg-type]
+        target_modules=list(target_modules),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -169,7 +169,7 @@ def everything(**words: Any) -> None:
 @click.option("--gradient-accumulation", type=click.IntRange(1), default=1, show_default=True, help="Batches a step.")
 @click.option("--learning-rate", type=click.FloatRange(1e-7, 1.0), default=1e-4, show_default=True)
 @click.option("--rank", type=click.IntRange(1, 1024), default=8, show_default=True)
-@click.option("--alpha", type=click.FloatRange(min=1e-3), help="Weight of the adapter times its rank.  [default: rank]")
+@click.option("--alpha", type=click.IntRange(1), help="Weight of the adapter times its rank.  [default: rank]")
 @click.option("--target-module", "target_modules", multiple=True, help="Ending of the names of modules that learn.")
 @click.option("--caption-dropout", type=click.FloatRange(0.0, 1.0), default=0.1, show_default=True)
 @click.option("--guidance-scale", type=click.FloatRange(1.0, 30.0), default=3.5, show_default=True)

@@ -60,7 +60,7 @@ class LoraRecipe(Training):
     resolution: int
     seed: int = 1
     rank: int = 8
-    alpha: float = 8.0
+    alpha: int = 8
     target_modules: tuple[str, ...] = ATTENTION
     gradient_accumulation: int = 1
     caption_dropout: float = 0.1
@@ -233,7 +233,8 @@ class LoraTraining:
         autoencoder, config = Autoencoder(self._model.vae), self._model.vae.config
         images = (to_signed(picture[None]).to(self._group.device) for picture in pictures)
         latents = torch.cat([autoencoder.encode(image, generator) for image in images])
-        return latents - (config.get("shift_factor") or 0.0) * config.scaling_factor
+        shift: float = (config.get("shift_factor") or 0.0) * config.scaling_factor
+        return latents - shift
 
     @torch.no_grad()
     def _condition(self, caption: str, *, is_negative: bool) -> Conditioning:

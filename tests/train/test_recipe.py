@@ -1,11 +1,12 @@
 """Recipes: those that come along can be followed, and every mistake is refused with its line."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from darkroom_train.errors import RecipeError
-from darkroom_train.recipe import RECIPES, find_recipe, read_recipe
+from darkroom_train.recipe import RECIPES, as_stored, differences, find_recipe, read_recipe
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
@@ -61,3 +62,10 @@ def test_what_is_not_toml_is_refused(tmp_path: Path) -> None:
 def test_unknown_recipe_is_refused_with_those_that_come_along() -> None:
     with pytest.raises(RecipeError, match="default-cpu, default-gpu, laptop"):
         find_recipe("nothing-of-that-name")
+
+
+def test_checkpoint_from_before_a_key_was_there_has_the_keys_default(recipe_path: Path) -> None:
+    section = read_recipe(recipe_path).distill
+    stored = {key: value for key, value in as_stored(section).items() if key != "lora_rank"}
+    assert differences(section, stored) == []
+    assert differences(replace(section, lora_rank=4), stored) == ["lora_rank"]

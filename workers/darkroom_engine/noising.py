@@ -16,7 +16,7 @@ class ForwardProcess(Protocol):
 
     @property
     def num_timesteps(self) -> int:
-        """Timesteps run from 0 to this."""
+        """How many timesteps lie between picture and noise."""
 
     def timesteps(self, positions: Tensor) -> Tensor:
         """Give the timesteps (B,) at positions (B,) on the way from the picture, 0, to noise, 1."""

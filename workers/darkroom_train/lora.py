@@ -149,7 +149,7 @@ class LoraTraining:
         self._parameterization = PARAMETERIZATIONS[prediction]
         # As these models were trained: uniform over a table of betas, logit-normal over the straight line.
         self._uniform_part = 0.0 if prediction == "flow" else 1.0
-        self.network = model.transformer if isinstance(model, Flux) else model.unet
+        self.network = getattr(model, _part_of(model))
         self._dtype = self.network.dtype
         self._latents = self._encode(pictures)
         self._captions = captions
@@ -191,7 +191,7 @@ class LoraTraining:
 
     def save(self, path: Path) -> None:
         """Write the adapter in diffusers' format."""
-        save_adapter(self.network, "transformer" if isinstance(self._model, Flux) else "unet", path)
+        save_adapter(self.network, _part_of(self._model), path)
 
     def state_dict(self) -> dict[str, Any]:
         return {"adapter": trained_weights(self.network), **self._optimization.state_dict()}
@@ -255,14 +255,18 @@ class LoraTraining:
         return {name: tensor.cpu() for name, tensor in conditioning.items()}
 
 
+def _part_of(model: Tunable) -> str:
+    """Say what the pipeline calls its denoiser."""
+    return "transformer" if isinstance(model, Flux) else "unet"
+
+
 def _draw_samples(
     recipe: LoraRecipe, model: Tunable, captions: Sequence[str], output: Path, network: Any, number: int, /
 ) -> None:
     """Leave the adapter, and a sheet of the first captions, always with the same noise, so that sheets compare."""
-    save_adapter(network, "transformer" if isinstance(model, Flux) else "unet", output / FILE_NAME)
+    save_adapter(network, _part_of(model), output / FILE_NAME)
     sampling = Sampling(recipe.sample_steps, "euler", recipe.guidance_scale)
     orders = [Order(caption, seed, sampling) for seed, caption in enumerate(captions)]
-    device = model.vae.device
-    pictures = generate(model, orders, side=recipe.resolution, device=device)
+    pictures = generate(model, orders, side=recipe.resolution, device=model.vae.device)
     sheet = contact_sheet(pictures, columns=len(captions), captions=captions)
     save_sheet(sheet, output / "samples" / f"step-{number:08}.png")

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from datetime import UTC, date, datetime
 from importlib.resources import files
 from importlib.util import find_spec
@@ -141,6 +141,7 @@ class Database:
         self._reading = self._engine if self.is_sqlite else self._engine.execution_options(isolation_level="AUTOCOMMIT")
         # SQLite has one writer: waiting here is fair and cheap, its own busy handler is neither.
         self._writer: AbstractContextManager[Any] = threading.Lock() if self.is_sqlite else nullcontext()
+        # What in_one_trip has compiled.
         self._texts: dict[Executable, tuple[str, Mapping[str, Any]]] = {}
         # Called after every commit with what the transaction has left in its session's `info`.
         self.on_commit: Callable[[Mapping[Any, Any]], None] = lambda _: None
@@ -178,18 +179,36 @@ class Database:
         All are sent together, and each sees what was committed before it began: nobody waits for this process between
         a lock and the commit. Values are those that the driver knows.
         """
-        with _faults(), self._reading.connect() as connection:
-            driver: Any = connection.connection.driver_connection
-            try:
-                with driver.pipeline():
-                    for statement, values in steps:
-                        text, own_values = self._text_of(statement)
-                        cursor = driver.execute(text, {**own_values, **values})
-                return cursor.fetchone()
-            except connection.dialect.loaded_dbapi.Error as error:
-                if driver.closed or driver.broken:
-                    connection.invalidate(error)
-                raise _translated(error, connection) from error
+        with _faults(), self._driver() as driver:
+            if len(steps) == 1:  # nothing to be sent together with
+                return self._send(driver, *steps[0]).fetchone()
+            with driver.pipeline():
+                cursors = [self._send(driver, *step) for step in steps]
+            return cursors[-1].fetchone()
+
+    def _send(self, driver: Any, statement: Executable, values: Mapping[str, Any]) -> Any:
+        text, own_values = self._text_of(statement)
+        return driver.execute(text, {**own_values, **values})
+
+    @contextmanager
+    def _driver(self) -> Iterator[Any]:
+        """A connection of the driver itself, lent by the pool, each of whose statements is a transaction of its own."""
+        errors: Any = self._engine.dialect.loaded_dbapi.Error
+        driver: Any = None
+        try:
+            with closing(self._engine.raw_connection()) as lent:
+                driver = lent.driver_connection
+                driver.autocommit = True
+                try:
+                    yield driver
+                finally:
+                    if driver.closed or driver.broken:
+                        lent.invalidate()
+                    else:
+                        driver.autocommit = False
+        except errors as error:
+            # As SQLAlchemy says it, where it was not asked to execute.
+            raise DBAPIError.instance(None, None, error, errors, hide_parameters=True) from error
 
     def _text_of(self, statement: Executable) -> tuple[str, Mapping[str, Any]]:
         """A statement as the driver takes it, and the values that it brings along. It is remembered: build it once."""
@@ -225,11 +244,6 @@ def _faults() -> Iterator[None]:
         if error.connection_invalidated:
             raise DatabaseUnavailable(f"the database went away: {error.orig}") from error
         raise
-
-
-def _translated(error: Exception, connection: Connection) -> BaseException:
-    """What SQLAlchemy makes of a driver's error, where it was not asked to execute."""
-    return DBAPIError.instance(None, None, error, connection.dialect.loaded_dbapi.Error, hide_parameters=True)
 
 
 def _postgresql_engine(url: str, pool_size: int) -> Engine:

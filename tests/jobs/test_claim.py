@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import delete, select, update
 
 from darkroom import jobs
-from darkroom.jobs import JobClass, JobState, Lines
+from darkroom.jobs import JobClass, JobState, Lines, NewJob
 from darkroom.jobs.line import LINE_LAG_CLAIMS
 from darkroom.models import Job
 
@@ -365,3 +365,14 @@ def test_job_that_nobody_can_read_fails_and_blocks_nobody(queue) -> None:
     with queue.database.read() as session:
         state, code = session.execute(select(Job.state, Job.error_code).where(Job.id == unreadable)).one()
     assert (state, code) == (JobState.FAILED, "unreadable-parameters")
+
+
+def test_glance_counts_no_further_than_it_says_and_position_counts_all(queue) -> None:
+    """A submit and a poll cost the same at any depth."""
+    params = queue.get(queue.submit()).params
+    new = NewJob("small", params, JobClass.BULK, 3600)
+    jobs.submit_batch(queue.database, [new] * (jobs.MOST_COUNTED + 4), owner="ann")
+    last = jobs.submit(queue.database, new, owner="ann")
+    assert last.num_ahead in {None if queue.database.is_sqlite else jobs.MOST_COUNTED + 1}
+    assert jobs.glimpse(queue.database, last.id, owner="ann").position == jobs.MOST_COUNTED + 1
+    assert jobs.position(queue.database, last.id) == jobs.MOST_COUNTED + 5

@@ -12,9 +12,8 @@ from darkroom.jobs.line import Lines
 from darkroom.jobs.pace import Done, LineRecord, latest_done, lines
 from darkroom.jobs.queue import Glimpse, claim, front_of_queue, glimpse, position
 from darkroom.jobs.reading import get, get_image, get_many, list_jobs, list_live, search
-from darkroom.jobs.records import BatchRecord, Claim, Ended, ImageRecord, JobRecord
+from darkroom.jobs.records import MOST_COUNTED, BatchRecord, Claim, Ended, ImageRecord, JobRecord
 from darkroom.jobs.submitting import (
-    MOST_COUNTED,
     NewJob,
     Request,
     batch_job_ids,

@@ -8,7 +8,22 @@ from uuid import UUID
 
 import structlog
 from pydantic import ValidationError
-from sqlalchemy import Float, Integer, String, and_, bindparam, case, cast, exists, func, null, select, tuple_, update
+from sqlalchemy import (
+    Float,
+    Integer,
+    String,
+    Uuid,
+    and_,
+    bindparam,
+    case,
+    cast,
+    exists,
+    func,
+    null,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import ScalarSelect
@@ -18,7 +33,7 @@ from darkroom.db import Database, now, table_of
 from darkroom.errors import JobNotFound
 from darkroom.jobs.ending import fail
 from darkroom.jobs.line import Lines
-from darkroom.jobs.records import Claim
+from darkroom.jobs.records import MOST_COUNTED, Claim
 from darkroom.models import QUEUED, RUNNING, SUSPECT, Job, JobClass, JobState
 from darkroom.params import GenerationParams
 
@@ -240,21 +255,19 @@ def front_of_queue(database: Database, *, model: str, limit: int) -> list[UUID]:
 
 
 _MINE = aliased(Job)
-_AHEAD = (
-    select(func.count())
-    .select_from(Job)
-    .where(
-        QUEUED,
-        Job.model == _MINE.model,
-        tuple_(Job.job_class, Job.start_tag, Job.id) < tuple_(_MINE.job_class, _MINE.start_tag, _MINE.id),
-    )
-    .correlate(_MINE)
-    .scalar_subquery()
+_THOSE_AHEAD = select(Job.id).where(
+    QUEUED,
+    Job.model == _MINE.model,
+    tuple_(Job.job_class, Job.start_tag, Job.id) < tuple_(_MINE.job_class, _MINE.start_tag, _MINE.id),
 )
-_POSITION = select(case((_MINE.state == JobState.QUEUED, _AHEAD)).label("position"))
-_PLACE = _POSITION.where(_MINE.id == bindparam("job_id"))
-_GLIMPSE = _POSITION.add_columns(_MINE.event_seq, _MINE.state).where(
-    _MINE.id == bindparam("job_id"), _MINE.owner == bindparam("owner")
+_IS_QUEUED = _MINE.state == JobState.QUEUED
+_ALL_AHEAD = select(func.count()).select_from(_THOSE_AHEAD.correlate(_MINE).subquery()).scalar_subquery()
+_FEW_AHEAD = (
+    select(func.count()).select_from(_THOSE_AHEAD.correlate(_MINE).limit(MOST_COUNTED + 1).subquery()).scalar_subquery()
+)
+_PLACE = select(case((_IS_QUEUED, _ALL_AHEAD))).where(_MINE.id == bindparam("job_id"))
+_GLIMPSE = select(_MINE.event_seq, _MINE.state, case((_IS_QUEUED, _FEW_AHEAD))).where(
+    _MINE.id == bindparam("job_id", type_=Uuid()), _MINE.owner == bindparam("owner", type_=String())
 )
 
 
@@ -266,7 +279,10 @@ def position(database: Database, job_id: UUID) -> int | None:
 
 @dataclass(frozen=True)
 class Glimpse:
-    """What tells whether a job has changed: the number of its last event, its state, and its place while it waits."""
+    """What tells whether a job has changed: the number of its last event, its state, and its place while it waits.
+
+    The place is counted no further than just beyond MOST_COUNTED.
+    """
 
     event_seq: int
     state: JobState
@@ -275,8 +291,13 @@ class Glimpse:
 
 def glimpse(database: Database, job_id: UUID, *, owner: str) -> Glimpse:
     """Look only whether an owner's job has changed, in one narrow statement. Raises JobNotFound."""
-    with database.look() as connection:
-        found = connection.execute(_GLIMPSE, {"job_id": job_id, "owner": owner}).one_or_none()
+    values = {"job_id": job_id, "owner": owner}
+    if database.is_sqlite:
+        with database.look() as connection:
+            found = connection.execute(_GLIMPSE, values).one_or_none()
+    else:
+        found = database.in_one_trip((_GLIMPSE, values))
     if found is None:
         raise JobNotFound(job_id)
-    return Glimpse(found.event_seq, JobState(found.state), found.position)
+    event_seq, state, position = found
+    return Glimpse(event_seq, JobState(state), position)

@@ -9,6 +9,9 @@ from uuid import UUID
 from darkroom.models import Image, Job, JobClass, JobState
 from darkroom.params import GenerationParams
 
+# Nobody is counted beyond this where a queue is only glanced at: a submit, or a poll, costs the same at any depth.
+MOST_COUNTED = 200
+
 
 @dataclass(frozen=True)
 class ImageRecord:

@@ -37,7 +37,7 @@ from darkroom.errors import BatchNotFound, IntakePaused, JobStillLive, RequestDi
 from darkroom.jobs.admission import admit
 from darkroom.jobs.inputs import check_inputs, input_keys
 from darkroom.jobs.reading import get
-from darkroom.jobs.records import BatchRecord, JobRecord
+from darkroom.jobs.records import MOST_COUNTED, BatchRecord, JobRecord
 from darkroom.models import (
     LIVE_STATES,
     QUEUED,
@@ -60,8 +60,6 @@ REQUEST_LIFE_SECONDS = 86400.0
 GIVEN = ("id", "owner", "key_id", "model", "job_class", "retention_seconds", "retry_of")
 DOCUMENTS = ("params", "client_metadata", "webhook")
 TOLD = ("id", "event_seq", "model", "job_class", "start_tag", "created_at", "deadline_at")
-# Ahead of a new job nobody is counted beyond this: a submit costs the same at any depth.
-MOST_COUNTED = 200
 HOLD = select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("line", type_=String()), 0)))
 # What every job begins with, as the statement itself says it.
 FRESH: Mapping[str, str] = {

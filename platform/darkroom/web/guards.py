@@ -43,7 +43,8 @@ HEADERS = {
 def install(app: Flask, settings: Settings) -> None:
     """Put the guards before every request and the headers on every answer."""
     allowed = frozenset(_hostname(name) for name in settings.allowed_hosts)
-    headers = {**HEADERS, "Content-Security-Policy": _policy(settings)}
+    headers = {**HEADERS, "Content-Security-Policy": _policy(settings), "Cache-Control": "no-store"}
+    added = [(name, name.lower(), value) for name, value in headers.items()]
 
     @app.before_request
     def guard() -> None:
@@ -52,9 +53,10 @@ def install(app: Flask, settings: Settings) -> None:
 
     @app.after_request
     def protect(response: Response) -> Response:
-        for name, value in headers.items():
-            response.headers.setdefault(name, value)
-        response.headers.setdefault("Cache-Control", "no-store")
+        said = {name.lower() for name, _ in response.headers}
+        for name, lowered, value in added:
+            if lowered not in said:
+                response.headers.add(name, value)
         return response
 
 

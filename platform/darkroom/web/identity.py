@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeVar, cast, get_args
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from flask import Flask, g, redirect, request, session, url_for
-from flask.sessions import SecureCookieSessionInterface
+from flask import Flask, Request, g, redirect, request, session, url_for
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from werkzeug.wrappers import Response
 
 from darkroom.addresses import is_loopback
@@ -169,6 +169,11 @@ def check_rules(app: Flask) -> None:
 
 class _CookieSession(SecureCookieSessionInterface):
     """Flask's own cookie, which goes back only over TLS where it came by TLS, as seen by us or by a proxy."""
+
+    def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
+        if self.get_cookie_name(app) not in request.cookies:
+            return self.session_class()  # programs have none: no key is derived to read nothing
+        return super().open_session(app, request)
 
     def get_cookie_secure(self, app: Flask) -> bool:
         return request.is_secure or request.headers.get("X-Forwarded-Proto") == "https"

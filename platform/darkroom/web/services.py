@@ -1,6 +1,7 @@
 """What a view may call, gathered in one value per application. Knows no HTTP beyond finding the current application."""
 
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ INPUT_LIMIT = "the id of an upload, the id of one of your images, or a base64 da
 SECONDS_PER_DAY = 86400.0
 # The relay rings for the rest as places become free.
 RINGS_PER_BATCH = 16
+# So old may be what a poll knows of a job that many are ahead of.
+FAR_SECONDS = 5.0
 NO_PICTURE = -1  # what stands in an address and is no number: pictures count from 0
 
 
@@ -62,9 +65,14 @@ class Sight:
 
 
 def _version(job_id: UUID, seq: int, *, position: int | None, progress: Mapping[str, Any] | None) -> str:
-    place = [] if position is None else [f"p{position}"]
+    place = [] if position is None else [_place(position)]
     steps = [progress["stage"], progress["step"]] if progress else []
     return "-".join(str(part) for part in (job_id.hex, seq, *place, *steps))
+
+
+def _place(position: int) -> str:
+    """A place in the version; where it is not counted for every poll, another one every few seconds."""
+    return f"p{position}" if position <= jobs.MOST_COUNTED else f"t{int(time.time() / FAR_SECONDS)}"
 
 
 @dataclass(frozen=True)

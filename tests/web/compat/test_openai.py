@@ -125,9 +125,12 @@ def test_wrong_key_is_told_so(deployment: Any) -> None:
 
 
 def test_failed_job_is_told_once(deployment: Any) -> None:
-    patient = OpenAI(base_url=f"{deployment.url}/v1", api_key=deployment.keys["bob"], max_retries=2)
-    with patient, pytest.raises(openai.InternalServerError, match="not a number"):
-        patient.images.generate(prompt="fail", model=MODEL)
+    answers: list[httpx.Response] = []
+    with httpx.Client(event_hooks={"response": [answers.append]}) as http:
+        patient = OpenAI(base_url=f"{deployment.url}/v1", api_key=deployment.keys["bob"], http_client=http)
+        with pytest.raises(openai.InternalServerError, match="not a number"):
+            patient.images.generate(prompt="fail", model=MODEL)
+    assert len(answers) == 1
     assert len([job for job in deployment.jobs("bob") if job.params.prompt == "fail"]) == 1
 
 

@@ -49,7 +49,7 @@ def _own_storage(tensors: Sequence[Tensor]) -> torch.UntypedStorage:
     storage = tensors[0].untyped_storage()
     if storage.resizable():
         return storage
-    copy = storage.clone()
+    copy: torch.UntypedStorage = storage.clone()
     for tensor in tensors:
         place = (tensor.storage_offset(), tensor.shape, tensor.stride())
         tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(copy, *place)

@@ -194,10 +194,9 @@ class Database:
     def _driver(self) -> Iterator[Any]:
         """A connection of the driver itself, lent by the pool, each of whose statements is a transaction of its own."""
         errors: Any = self._engine.dialect.loaded_dbapi.Error
-        driver: Any = None
         try:
             with closing(self._engine.raw_connection()) as lent:
-                driver = lent.driver_connection
+                driver: Any = lent.driver_connection
                 driver.autocommit = True
                 try:
                     yield driver

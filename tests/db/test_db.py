@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from sqlalchemy import cast, literal, select, text, update
-from sqlalchemy.exc import IntegrityError, StatementError
+from sqlalchemy import String, bindparam, cast, literal, select, text, update
+from sqlalchemy.exc import DataError, IntegrityError, StatementError
 
 from darkroom.db import Database, UtcDateTime, is_on_network, now
 from darkroom.errors import ConfigError, DatabaseUnavailable
@@ -207,6 +207,34 @@ def kill_within_a_transaction(database: Database, postgres) -> None:
         session.execute(text("SELECT 1"))
         postgres.kill()
         session.execute(text("SELECT 1"))
+
+
+RENAME = update(Worker).values(host=bindparam("new_host", type_=String()))
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_trip_is_one_transaction(database: Database) -> None:
+    add_worker(database)
+    with pytest.raises(DataError):
+        database.in_one_trip((RENAME, {"new_host": "other"}), (select(1 / literal(0)), {}))
+    host = select(Worker.host)
+    assert database.in_one_trip((host, {})) == ("x",)
+    assert database.in_one_trip((RENAME, {"new_host": "other"}), (host, {})) == ("other",)
+    with database.read() as session:
+        assert session.scalar(host) == "other"
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_trip_to_a_database_that_was_away_finds_it_again(database: Database, postgres) -> None:
+    add_worker(database)
+    host = (select(Worker.host), {})
+    assert database.in_one_trip(host)
+    postgres.stop()
+    for _ in range(2):  # over a connection that it had, and over none
+        with pytest.raises(DatabaseUnavailable):
+            database.in_one_trip(host)
+    postgres.start()
+    assert database.in_one_trip(host) == ("x",)
 
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)

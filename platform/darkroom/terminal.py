@@ -11,10 +11,12 @@ from darkroom.client import Job
 
 # What the worker's timings are called, in the order they happen.
 STAGE_WORDS = {
+    "fetch": "fetch its pictures",
     "wait": "wait for a row",
     "encode": "encode the prompt",
     "denoise": "denoise",
     "decode": "decode",
+    "compress": "write the file",
     "upload": "upload",
 }
 

@@ -220,6 +220,7 @@ def test_running_job_shows_its_step_in_words_bar_and_title(app: Any, browser: An
     ("stage", "words"),
     [
         ("waiting", "A worker has it."),
+        ("fetch", "Fetching the picture that it begins from."),
         ("encode", "Reading the prompt."),
         ("denoise", "Step 20 of 20."),
         ("decode", "Fixing the picture."),

@@ -19,7 +19,7 @@ def objects_of(s3: Any, job_id: UUID) -> list[str]:
 
 
 def test_a_killed_workers_job_runs_again_in_time_and_its_pictures_appear_once(place: Any, s3: Any) -> None:
-    place.settings = place.settings.model_copy(update={"upload_limit_seconds": 1.0})
+    place.settings = place.settings.model_copy(update={"upload_limit_seconds": 5.0})
     killed = place.start_worker()
     job_id = place.submit("first-only:go", num_images=2)
     place.until(lambda: len(objects_of(s3, job_id)) == 2, "the first picture and its thumb are stored")

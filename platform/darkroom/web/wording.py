@@ -27,10 +27,12 @@ SMALLEST_SHOWN = 576
 LARGEST_SHOWN = 832
 
 STAGES = {
+    "fetch": "Fetching what it begins from",
     "wait": "Waiting for a row",
     "encode": "Reading the prompt",
     "denoise": "Denoising",
     "decode": "Decoding",
+    "compress": "Writing the file",
     "upload": "Storing",
 }
 
@@ -76,6 +78,8 @@ def _developing(sight: Sight) -> Sentence:
     step, num_steps = progress.get("step"), progress.get("num_steps")
     title = f"{step}/{num_steps} Developing"
     match progress.get("stage"):
+        case "fetch":
+            return Sentence("Developing", "Fetching the picture that it begins from.", is_live=True)
         case "encode":
             return Sentence("Developing", "Reading the prompt.", is_live=True)
         case "denoise":

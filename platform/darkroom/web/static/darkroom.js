@@ -3,7 +3,7 @@
 
 const POLL_MS = 1000;
 const WORDS = { queued: "Waiting", running: "Developing", succeeded: "Developed", failed: "Failed", canceled: "Canceled", expired: "Expired" };
-const STAGES = { encode: "Reading the prompt.", decode: "Fixing the picture.", upload: "Storing the picture." }; // as in wording.py
+const STAGES = { fetch: "Fetching the picture that it begins from.", encode: "Reading the prompt.", decode: "Fixing the picture.", upload: "Storing the picture." }; // as in wording.py
 
 function stageSentence(job) {
   if (job.state === "queued") {

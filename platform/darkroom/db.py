@@ -212,7 +212,7 @@ class Database:
     def _text_of(self, statement: Executable) -> tuple[str, Mapping[str, Any]]:
         """A statement as the driver takes it, and the values that it brings along. It is remembered: build it once."""
         if statement not in self._texts:
-            compiled = statement.compile(dialect=self._engine.dialect)
+            compiled = cast(Any, statement).compile(dialect=self._engine.dialect)
             self._texts[statement] = (str(compiled), compiled.params)
         return self._texts[statement]
 

@@ -18,6 +18,8 @@ CHANNEL = "darkroom:news"
 # More news than this wait for nobody: every listener looks for itself.
 MAX_PENDING = 10_000
 MAX_IN_MESSAGE = 500
+# After a message, the next one waits so long for company: the first of many is told at once.
+REST_SECONDS = 0.01
 
 
 class Crier:
@@ -26,7 +28,7 @@ class Crier:
     def __init__(self, redis_url: str) -> None:
         self._redis = LossyRedis(redis_url)
         self._pending: queue.Queue[UUID | None] = queue.Queue(MAX_PENDING)
-        self._loop = Loop("crier", self._turn, pause_seconds=0)
+        self._loop = Loop("crier", self._turn, pause_seconds=REST_SECONDS)
         self.ensure_alive = self._loop.ensure_alive
 
     def on_commit(self, left: Mapping[Any, Any]) -> None:

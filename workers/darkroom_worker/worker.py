@@ -94,6 +94,7 @@ class Worker:
         self._is_draining = False
         self._is_resting = False
         self._must_run_empty = False
+        self._is_look_due = False
         self._is_storage_away = False
         self._is_engine_gone = False
         self._emptied = threading.Condition(self._lock)
@@ -171,6 +172,11 @@ class Worker:
             self._kick()
 
     def _kick(self) -> None:
+        """Have another thread look, unless one is about to: what waits now, that one will see as well."""
+        with self._lock:
+            if self._is_look_due:
+                return
+            self._is_look_due = True
         try:
             self._pollers.submit(self._look)
         except RuntimeError:
@@ -180,11 +186,13 @@ class Worker:
         try:
             self.look()
         except Exception:
+            self._is_look_due = False
             logger.exception("look_failed")  # nobody reads the future
 
     def _claim(self) -> Held | None:
         with self._claiming:  # one at a time: a suspect must not find company while it is being claimed
             with self._lock:
+                self._is_look_due = False
                 num_held, job_classes = len(self._held), self._room()
             if not job_classes:
                 raise _NoRoomError

@@ -167,7 +167,7 @@ def move_all(
 
 def _moving(state: JobState) -> dict[str, Any]:
     """What every change of a state changes with it."""
-    changed = {"state": state, "lease_expires_at": None, "event_seq": Job.event_seq + 1}
+    changed: dict[str, Any] = {"state": state, "lease_expires_at": None, "event_seq": Job.event_seq + 1}
     if state in FINAL_STATES:
         changed |= {"finished_at": now(), "delete_at": now(Job.retention_seconds)}
     return changed

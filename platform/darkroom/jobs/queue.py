@@ -84,7 +84,7 @@ def claim(
             begins_at = -1.0 if whole_line else lines.of(model, job_class).begins_at
             # A line that seems empty is looked at from its very front before the next class has its turn.
             looks += [(job_class, start_tag) for start_tag in sorted({begins_at, -1.0}, reverse=True)]
-        fronts = {f"class_{n}": int(job_class) for n, (job_class, _) in enumerate(looks)}
+        fronts: dict[str, float] = {f"class_{n}": int(job_class) for n, (job_class, _) in enumerate(looks)}
         fronts |= {f"tag_{n}": start_tag for n, (_, start_tag) in enumerate(looks)}
         values = {
             "worker": worker_id,

@@ -30,7 +30,7 @@ def get(database: Database, job_id: UUID, *, owner: str | None = None) -> JobRec
         if job is None or owner not in (None, job.owner):
             raise JobNotFound(job_id)
         # Pictures appear by the commit that makes their job succeed.
-        images = connection.execute(ITS_IMAGES, {"job_ids": [job_id]}) if job.state == JobState.SUCCEEDED else ()
+        images: Any = connection.execute(ITS_IMAGES, {"job_ids": [job_id]}) if job.state == JobState.SUCCEEDED else ()
         return job_record(job, images=tuple(image_record(image) for image in images))
 
 
@@ -40,9 +40,10 @@ def get_many(database: Database, job_ids: Collection[UUID]) -> dict[UUID, JobRec
         return {}
     ids = {"job_ids": list(job_ids)}
     with database.look() as connection:
-        found = connection.execute(SOME_JOBS, ids).all()
+        found: Any = connection.execute(SOME_JOBS, ids).all()
         images: dict[UUID, list[ImageRecord]] = {}
-        for image in connection.execute(ITS_IMAGES, ids):
+        stored: Any = connection.execute(ITS_IMAGES, ids)
+        for image in stored:
             images.setdefault(image.job_id, []).append(image_record(image))
     return {job.id: job_record(job, images=tuple(images.get(job.id, ()))) for job in found}
 

@@ -322,8 +322,8 @@ def _insertion_of_many(*, is_postgresql: bool) -> Any:
     if not is_postgresql:
         return insert(table).values(columns).inline()
     columns |= {name: cast(columns[name], JSON()) for name in DOCUMENTS}
-    new = insert(table).from_select(list(columns), select(*columns.values()), include_defaults=False)
-    new = new.returning(table.c.id, table.c.event_seq).cte("new")
+    insertion = insert(table).from_select(list(columns), select(*columns.values()), include_defaults=False)
+    new = insertion.returning(table.c.id, table.c.event_seq).cte("new")
     event = events.lines_of(new, type=JobState.QUEUED, payload=literal_column("'{}'")).cte("event")
     return select(func.count()).select_from(new).add_cte(event)
 
@@ -358,7 +358,7 @@ def _insertion(*, is_postgresql: bool) -> Any:
     table: Any = Job.__table__
     given: dict[str, Any] = {name: bindparam(name, type_=table.c[name].type) for name in GIVEN}
     given |= {name: _json(name, is_postgresql=is_postgresql) for name in DOCUMENTS}
-    fresh = {name: literal_column(text) for name, text in FRESH.items()}
+    fresh: dict[str, Any] = {name: literal_column(text) for name, text in FRESH.items()}
     tag = _start_tag(given["owner"], given["model"], given["job_class"], is_postgresql=is_postgresql)
     place = select(tag.label("tag")).cte("place").prefix_with("MATERIALIZED", dialect="postgresql")
     columns = {

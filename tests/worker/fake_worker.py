@@ -166,6 +166,7 @@ def _be_born(order: Mapping[str, Any], nursery: int) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    del sys.modules["__main__"].__file__  # so that what this worker spawns need not run this file first
     os.environ.clear()
     os.environ.update(order["environment"])
     try:

@@ -12,7 +12,7 @@ import structlog
 from darkroom import jobs
 from darkroom.db import Database
 from darkroom.errors import DatabaseUnavailable, StaleAttempt, StorageError
-from darkroom.jobs import Claim
+from darkroom.jobs import Claim, ImageRecord
 from darkroom.picture_metadata import embedded, parameters_of
 from darkroom.storage import Storage
 from darkroom_engine import (
@@ -212,7 +212,9 @@ class Developer:
             self._database,
             claim.job_id,
             attempt=claim.attempt,
-            images=[picture.record for picture in stored],
+            images=[
+                _record(n, output, picture) for n, (output, picture) in enumerate(zip(outputs, stored, strict=True))
+            ],
             timings=fetch_timings | _longest([output.timings for output in outputs]) | _longest(map(_timings, stored)),
             walk_key=walk_key,
         )
@@ -278,6 +280,23 @@ def _cancel_others(handles: list[Handle], stored: Future[Stored]) -> None:
     if not stored.cancelled() and stored.exception():
         for handle in handles:
             handle.cancel()
+
+
+def _record(n: int, output: Output, stored: Stored) -> ImageRecord:
+    height, width = output.image.shape[:2]
+    return ImageRecord(
+        n=n,
+        key=stored.key,
+        thumb_key=stored.thumb_key,
+        content_type=stored.content_type,
+        width=width,
+        height=height,
+        num_bytes=stored.num_bytes,
+        seed=output.seed,
+        sha256=stored.sha256,
+        fingerprint=output.fingerprint,
+        rows=output.rows,
+    )
 
 
 def _timings(stored: Stored) -> Mapping[str, float]:

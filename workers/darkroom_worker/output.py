@@ -52,16 +52,7 @@ class Outlet:
     def store_picture(self, held: Attempt, n: int, output: Output, *, texts: Mapping[str, str]) -> Future[Stored]:
         """Have picture n and its thumbnail encoded and uploaded."""
         params = held.claim.params
-        picture = Picture(
-            pixels=output.image,
-            n=n,
-            seed=output.seed,
-            fingerprint=output.fingerprint,
-            rows=output.rows,
-            format=params.format,
-            quality=params.quality,
-            texts=texts,
-        )
+        picture = Picture(n, output.image, params.format, params.quality, texts)
         return self._submit(output_process.store_picture, _place(held), picture)
 
     def store_walk(self, held: Attempt, frames: npt.NDArray[np.uint8]) -> Future[str]:

@@ -1,7 +1,8 @@
 """What the processes do through which pictures leave a worker: encode, and upload until the storage has it.
 
 Each has an interpreter of its own and less priority than the worker, so that the engine's steps wait for neither its
-lock nor its core. Knows formats and the storage; knows no engine, no database and no job's fate.
+lock nor its core. Knows formats and the storage; knows no engine, no database and no job's fate, and imports none of
+them: a process is to start fast.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import numpy as np
@@ -21,10 +23,11 @@ import structlog
 from darkroom import logs
 from darkroom.config import Settings
 from darkroom.errors import StorageError
-from darkroom.jobs import ImageRecord
-from darkroom.params import ImageFormat
 from darkroom.storage import CONTENT_TYPES, Storage, image_key, thumb_key, walk_key
 from darkroom_worker.images import encode, encode_thumb, encode_walk
+
+if TYPE_CHECKING:
+    from darkroom.params import ImageFormat
 
 logger = structlog.get_logger(__name__)
 
@@ -46,21 +49,22 @@ class Place:
 class Picture:
     """A picture (H, W, 3), and what becomes of it."""
 
-    pixels: npt.NDArray[np.uint8]
     n: int
-    seed: int
-    fingerprint: str
-    rows: int | None
-    format: ImageFormat
+    pixels: npt.NDArray[np.uint8]
+    format: "ImageFormat"
     quality: int
     texts: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A picture that is stored, and the seconds that its file and its upload took."""
+    """A picture that is stored; `num_bytes` and `sha256` are of its file. The seconds are of file and upload."""
 
-    record: ImageRecord
+    key: str
+    thumb_key: str
+    content_type: str
+    num_bytes: int
+    sha256: str
     compress_seconds: float
     upload_seconds: float
 
@@ -86,22 +90,19 @@ def store_picture(settings: Settings, place: Place, picture: Picture) -> Stored:
     body = encode(picture.pixels, picture.format, quality=picture.quality, texts=picture.texts)
     thumb = encode_thumb(picture.pixels)
     encoded = time.monotonic()
-    height, width = picture.pixels.shape[:2]
-    record = ImageRecord(
-        n=picture.n,
-        key=image_key(place.job_id, place.attempt, picture.n, picture.format),
-        thumb_key=thumb_key(place.job_id, place.attempt, picture.n),
-        content_type=CONTENT_TYPES[picture.format],
-        width=width,
-        height=height,
+    key = image_key(place.job_id, place.attempt, picture.n, picture.format)
+    key_of_thumb = thumb_key(place.job_id, place.attempt, picture.n)
+    content_type = CONTENT_TYPES[picture.format]
+    _put(settings, {key: (body, content_type), key_of_thumb: (thumb, CONTENT_TYPES["webp"])})
+    return Stored(
+        key=key,
+        thumb_key=key_of_thumb,
+        content_type=content_type,
         num_bytes=len(body),
-        seed=picture.seed,
         sha256=hashlib.sha256(body).hexdigest(),
-        fingerprint=picture.fingerprint,
-        rows=picture.rows,
+        compress_seconds=encoded - began,
+        upload_seconds=time.monotonic() - encoded,
     )
-    _put(settings, {record.key: (body, record.content_type), record.thumb_key: (thumb, CONTENT_TYPES["webp"])})
-    return Stored(record, encoded - began, time.monotonic() - encoded)
 
 
 def store_walk(settings: Settings, place: Place, frames: npt.NDArray[np.uint8]) -> str:

@@ -9,7 +9,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 def test_ten_lines_of_the_readme_develop_ten_prompts() -> None:
     [program] = re.findall(r"```python\n(from darkroom_engine .*?)```", README.read_text(), re.DOTALL)
-    assert len(program.splitlines()) == 10
+    assert len(list(filter(None, program.splitlines()))) == 10
     names: dict[str, Any] = {}
     exec(compile(program, str(README), "exec"), names)
     assert not names["engine"].is_alive

@@ -138,16 +138,14 @@ def test_a_repainted_picture_is_that_of_diffusers(
     assert_same_picture(handle.result(0).image, inpainted(reference, request))
 
 
+@pytest.mark.parametrize("name", ["sd", "seeded", "sdxl"], indirect=True)  # others keep the rest only about as it was
 def test_what_is_kept_stays_the_same_whatever_is_asked_for(
     engine: Engine,
-    name: str,
     ask: Callable[..., Request],
     step_all: Callable[..., dict[int, Tensor]],
     photograph: Any,
     mask: Any,
 ) -> None:
-    if name.endswith("inpainting"):
-        pytest.skip("a UNet made for inpainting keeps the rest only about as it was")
     one, other = (
         step_all(engine, ask(image=photograph, mask=mask, prompt=prompt, num_inference_steps=steps))[3]
         for prompt, steps in (("a red house", 4), ("two boats", 6))
@@ -178,16 +176,14 @@ def test_requests_with_and_without_a_mask_share_forwards(
         assert difference < TOLERANCE, request
 
 
+@pytest.mark.parametrize("name", ["sd-inpainting", "sdxl-inpainting"], indirect=True)
 def test_a_unet_made_for_inpainting_develops_without_a_picture_too(
     engine: Engine,
-    name: str,
     reference: DiffusionPipeline,
     ask: Callable[..., Request],
     develop: Callable[..., list[Handle]],
     photograph: Any,
 ) -> None:
-    if not name.endswith("inpainting"):
-        pytest.skip("this is text-to-image, which has tests of its own")
     for request in (ask(), ask(image=photograph, strength=0.5)):
         [handle] = develop(engine, request)
         assert_same_picture(handle.result(0).image, inpainted(reference, request))

@@ -3,12 +3,14 @@
 It asks for keys. The clients under test are the packages as they are published, and know nothing of Darkroom.
 """
 
+import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -37,6 +39,15 @@ def until(condition: Callable[[], Any], *, seconds: float = START_SECONDS) -> No
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def collect_what_the_clients_leave_open() -> Iterator[None]:
+    """The packages close their connections when they are collected, of which Python warns: let that be here."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ import boto3
 import psycopg
 import pytest
 import redis
+import structlog
 
 from darkroom.config import Settings, load_settings
 from darkroom.db import Database, migrate
@@ -244,6 +246,20 @@ class Postgres(RunningServer[PostgresServer]):
 
     def url(self, name: str) -> str:
         return self.server.url(name)
+
+
+@pytest.fixture
+def log_lines() -> Iterator[list[Any]]:
+    """Whatever is logged, at any level, however logging was set up before and whichever loggers remember that."""
+    before = structlog.get_config()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("darkroom") and hasattr(module, "logger"):
+            vars(module.logger).pop("bind", None)  # what a logger keeps from its first use
+    capture = structlog.testing.LogCapture()
+    level = structlog.make_filtering_bound_logger(0)
+    structlog.configure(processors=[capture], wrapper_class=level, cache_logger_on_first_use=False)
+    yield capture.entries
+    structlog.configure(**before)
 
 
 @pytest.fixture(scope="session")

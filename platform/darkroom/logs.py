@@ -34,11 +34,8 @@ def configure(settings: Settings) -> None:
             colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
         )
         processors += [console]
-    # The list stays the same one: loggers that have been used already hold on to it.
-    in_use: list[Processor] = structlog.get_config()["processors"]
-    in_use[:] = processors
     structlog.configure(
-        processors=in_use,
+        processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,

@@ -214,7 +214,9 @@ class JobDocument(_Told):
     model: str
     priority: Priority
     params: GenerationParams
-    position: int | None = Field(description="How many are ahead of it, while it waits. A submit is told of at most 200.")
+    position: int | None = Field(
+        description="How many are ahead of it, while it waits. A submit is told of at most 200."
+    )
     eta: Eta | None = Field(description="While it lives, and when enough of its kind were done lately to tell.")
     progress: Progress | None
     attempt: int

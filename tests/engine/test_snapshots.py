@@ -119,6 +119,35 @@ def test_a_running_engine_gives_snapshots_to_other_threads(
     assert moved.result(60).num_steps == 100
 
 
+@pytest.mark.parametrize(("sampler", "can_be_taken"), [("heun", False), ("euler", True)])
+def test_a_snapshot_that_breaks_ends_nobody_and_only_samplers_that_remember_need_a_fresh_one(
+    make_engine: Callable[..., Engine],
+    model: Any,
+    request_for: Callable[..., Request],
+    sampler: str,
+    can_be_taken: bool,
+) -> None:
+    class OnceTimed(type(model)):  # type: ignore[misc]
+        is_broken = False
+
+        def timing(self, request: Request) -> Any:
+            if self.is_broken:
+                raise ValueError("no second time")
+            return super().timing(request)
+
+    once = OnceTimed(model._pipeline)
+    engine = make_engine(model=once)
+    handle = engine.submit(request_for(sampler=sampler, num_inference_steps=50))
+    once.is_broken = True
+    engine.start()
+    if can_be_taken:
+        assert engine.snapshot(handle)
+    else:
+        with pytest.raises(ValueError, match="no second time"):
+            engine.snapshot(handle)
+    assert handle.result(60).num_steps >= 50
+
+
 def test_there_is_no_snapshot_of_what_is_not_in_flight(engine: Engine, request_for: Callable[..., Request]) -> None:
     handle = engine.submit(request_for())
     output_of(engine, handle)

@@ -301,7 +301,7 @@ class Engine:
             handle, taken = self._snapshots.popleft()
             try:
                 taken.set_result(self._take_snapshot(handle))
-            except EngineError as error:
+            except Exception as error:  # whoever asked hears of it; the requests in flight go on
                 taken.set_exception(error)
         now = time.monotonic()
         for development in self._in_flight:

@@ -42,6 +42,11 @@ def model_inputs(developments: Sequence[Development]) -> Tensor:
     return (together * column).to(together.dtype)
 
 
+def draws(development: Development) -> bool:
+    """Whether the request's next step may draw from its generator."""
+    return development.step_table is None or development.step_table[development.step].noise != 0
+
+
 def advance(model: Family, developments: Sequence[Development], prediction: Tensor) -> None:
     """Bring every request one step further; prediction (rows, ...) has each one's rows, the negative prompt's first."""
     guided = _guide(model, developments, prediction)

@@ -97,8 +97,8 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
         app.register_api(described)
     for undescribed in (*compat.BLUEPRINTS, document.blueprint):
         app.register_blueprint(undescribed)
-    app.register_blueprint(pages.blueprint)
-    app.register_blueprint(login.blueprint)
+    for page in (*pages.BLUEPRINTS, login.blueprint):
+        app.register_blueprint(page)
     app.add_template_global(_asset_urls(), "asset")
     app.add_template_filter(_sentence_case, "sentence_case")
     app.add_template_global(identity.known, "identity")

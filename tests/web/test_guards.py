@@ -1,5 +1,6 @@
 """A Darkroom without keys hears this host, and no page of another site."""
 
+import re
 import stat
 from pathlib import Path
 from uuid import uuid4
@@ -125,7 +126,16 @@ def test_pages_need_no_inline_script_or_style(bare_client: FlaskClient) -> None:
         page = bare_client.get(path).text
         for forbidden in ("<style", " style=", " onclick=", " onchange=", "javascript:", "http://", "https://"):
             assert forbidden not in page
-        assert page.count("<script") == page.count("<script src=")
+        assert page.count("<script") == len(re.findall(r'<script nonce="[^"]+" src="/static/', page))
+
+
+def test_nonce_of_a_page_is_that_of_its_policy_and_no_other_s(bare_client: FlaskClient) -> None:
+    pages = [bare_client.get("/") for _ in range(2)]
+    nonces = [re.findall(r'nonce="([^"]+)"', page.text) for page in pages]
+    for page, found in zip(pages, nonces, strict=True):
+        assert len(set(found)) == 1
+        assert f"script-src 'nonce-{found[0]}';" in page.headers["Content-Security-Policy"]
+    assert nonces[0][0] != nonces[1][0]
 
 
 def test_cookie_is_kept_from_scripts_and_from_other_sites(bare_client: FlaskClient) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from hashlib import sha256
 from importlib.resources import files
+from pathlib import Path
 
 from flask import Flask, url_for
 from flask_wtf import CSRFProtect
@@ -101,15 +102,19 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
         app.register_blueprint(page)
     app.add_template_global(_asset_urls(), "asset")
     app.add_template_filter(_sentence_case, "sentence_case")
+    app.add_template_global(guards.nonce, "nonce")
     app.add_template_global(identity.known, "identity")
+    app.add_template_global(pages.places, "places")
+    app.add_template_global(pages.theme.chosen, "theme")
     app.add_template_global(Notice(database).read, "intake_pause")
     identity.check_rules(app)
     return app
 
 
 def _asset_urls() -> Callable[[str], str]:
-    folder = files("darkroom.web").joinpath("static")
-    versions = {file.name: sha256(file.read_bytes()).hexdigest()[:12] for file in folder.iterdir()}
+    folder = Path(str(files("darkroom.web").joinpath("static")))
+    found = (path for path in folder.rglob("*") if path.is_file())
+    versions = {path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest()[:12] for path in found}
     return lambda name: url_for("static", filename=name, v=versions[name])
 
 

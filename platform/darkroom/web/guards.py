@@ -7,10 +7,11 @@ it: hence the Host name (rebinding), the Origin (cross-site requests), the conte
 import os
 import secrets
 from tempfile import NamedTemporaryFile
+from typing import cast
 from urllib.parse import SplitResult, urlsplit
 
 import structlog
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 
 from darkroom import keys
 from darkroom.addresses import address_of, is_loopback
@@ -25,11 +26,18 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # Probes call by address, which no rebound name is; and these two say nothing about any job.
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 
+# What a program is answered is no page: it loads nothing. A page loads what is ours; scripts that carry its nonce; and
+# pictures, also those that a script made (previews arrive inside events, dropped files come from the person). Markup
+# is made from text by htmx's policy alone, and only where the nonce is.
+PROGRAM_POLICY = "default-src 'none'; frame-ancestors 'none'"
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'self'; img-src 'self' data: blob:{storage}; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types htmx"
+)
+
 HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    ),
+    "Cache-Control": "no-store",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
@@ -43,8 +51,8 @@ HEADERS = {
 def install(app: Flask, settings: Settings) -> None:
     """Put the guards before every request and the headers on every answer."""
     allowed = frozenset(_hostname(name) for name in settings.allowed_hosts)
-    headers = {**HEADERS, "Content-Security-Policy": _policy(settings), "Cache-Control": "no-store"}
-    added = [(name, name.lower(), value) for name, value in headers.items()]
+    storage = _storage_origin(settings)
+    added = [(name, name.lower(), value) for name, value in HEADERS.items()]
 
     @app.before_request
     def guard() -> None:
@@ -57,16 +65,26 @@ def install(app: Flask, settings: Settings) -> None:
         for name, lowered, value in added:
             if lowered not in said:
                 response.headers.add(name, value)
+        if "content-security-policy" not in said:
+            is_page = response.mimetype == "text/html"
+            policy = PAGE_POLICY.format(nonce=nonce(), storage=storage) if is_page else PROGRAM_POLICY
+            response.headers.add("Content-Security-Policy", policy)
         return response
 
 
-def _policy(settings: Settings) -> str:
-    """What a page may load: our own things, and pictures from where the storage gives them out itself."""
-    policy = HEADERS["Content-Security-Policy"]
+def nonce() -> str:
+    """What marks this answer's own scripts and htmx attributes: nobody can know it beforehand."""
+    if "nonce" not in g:
+        g.nonce = secrets.token_urlsafe(16)
+    return cast(str, g.nonce)
+
+
+def _storage_origin(settings: Settings) -> str:
+    """Where the storage gives out pictures itself, if it does."""
     if settings.s3_public_endpoint_url is None:
-        return policy
+        return ""
     parts = urlsplit(settings.s3_public_endpoint_url)
-    return policy.replace("img-src 'self'", f"img-src 'self' {parts.scheme}://{parts.netloc}")
+    return f" {parts.scheme}://{parts.netloc}"
 
 
 def check_bind(settings: Settings) -> None:

@@ -3,8 +3,33 @@
 A view reads HTTP, makes one call, writes HTTP; what a page says of a job is put into words in wording.py.
 """
 
-from darkroom.web.pages import form, gallery, job
+from dataclasses import dataclass
 
-BLUEPRINTS = (form.blueprint, job.blueprint, gallery.blueprint)
+from darkroom.web.identity import Rule, known
+from darkroom.web.pages import form, gallery, job, theme
 
-__all__ = ["BLUEPRINTS"]
+BLUEPRINTS = (form.blueprint, job.blueprint, gallery.blueprint, theme.blueprint)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A page that every other page leads to, for whom its rule lets in."""
+
+    endpoint: str
+    title: str
+    rule: Rule = "read"
+
+
+PLACES = (
+    Place("form.show", "Develop"),
+    Place("gallery.show", "Gallery"),
+)
+
+__all__ = ["BLUEPRINTS", "places"]
+
+
+def places() -> tuple[Place, ...]:
+    """What the header leads to. What asks for more than reading is shown to who has it."""
+    identity = known()
+    scopes = identity.scopes if identity else frozenset()
+    return tuple(place for place in PLACES if place.rule == "read" or place.rule in scopes)

@@ -1,93 +1,57 @@
-// Follows a job without reloading, and a few comforts of the form. Every page works without this file.
-"use strict";
+// What every page shares: colors that change without a reload, the list of keys, the word that Darkroom does not answer.
+// Pages import what they need of it, and every page works without it.
 
-const POLL_MS = 1000;
-const WORDS = { queued: "Waiting", running: "Developing", succeeded: "Developed", failed: "Failed", canceled: "Canceled", expired: "Expired" };
-const STAGES = { fetch: "Fetching the picture that it begins from.", encode: "Reading the prompt.", decode: "Fixing the picture.", upload: "Storing the picture." }; // as in wording.py
+const FIELDS = "input, textarea, select, [contenteditable]";
 
-function stageSentence(job) {
-  if (job.state === "queued") {
-    if (job.position === null) return "Waiting in the line.";
-    return job.position === 0 ? "Next in the line." : `${job.position} ${job.position === 1 ? "job" : "jobs"} ahead of it.`;
-  }
-  const progress = job.progress;
-  if (progress && progress.stage === "denoise") return `Step ${progress.step} of ${progress.num_steps}.`;
-  return (progress && STAGES[progress.stage]) || "A worker has it.";
+/** Whether a key was meant for a field, and not for the page. */
+export function isTyping(event) {
+  return event.target instanceof Element && event.target.matches(FIELDS);
 }
 
-function showProgress(job) {
-  const bar = document.getElementById("steps");
-  const progress = job.progress;
-  const isCounting = Boolean(progress && progress.num_steps && ["denoise", "decode", "upload"].includes(progress.stage));
-  if (bar && isCounting) {
-    bar.max = progress.num_steps;
-    bar.value = progress.step;
-  } else if (bar) {
-    bar.removeAttribute("value");
-  }
-  const sentence = document.getElementById("sentence");
-  const text = stageSentence(job);
-  if (sentence && sentence.textContent !== text) sentence.textContent = text;
-  const count = isCounting ? `${progress.step}/${progress.num_steps} ` : "";
-  document.title = `${count}${WORDS[job.state]} · Darkroom`;
+/** Say something once to who cannot see it. */
+export function announce(text) {
+  const announcement = document.getElementById("announcement");
+  if (announcement.textContent !== text) announcement.textContent = text;
 }
 
-// A new state changes more than a bar: take the server's own page for it, and say the change aloud once.
-async function showState(job) {
-  const response = await fetch(location.href, { headers: { Accept: "text/html" }, cache: "no-store" });
-  if (!response.ok) throw new Error(String(response.status));
-  const page = new DOMParser().parseFromString(await response.text(), "text/html");
-  const fresh = page.getElementById("job");
-  document.getElementById("job").replaceWith(fresh);
-  document.title = page.title;
-  document.getElementById("announcement").textContent = `${WORDS[job.state]}. ${fresh.querySelector("#sentence").textContent}`;
-  return fresh;
+/** Show, or take away, the word that Darkroom does not answer. */
+export function showLost(isLost) {
+  document.getElementById("lost").hidden = !isLost;
 }
 
-async function followJob() {
-  let article = document.getElementById("job");
-  const lost = document.getElementById("lost");
-  while (article && article.dataset.follow) {
-    await new Promise((wake) => setTimeout(wake, POLL_MS));
-    try {
-      const response = await fetch(article.dataset.follow, { cache: "no-store" });
-      if (response.status === 404) return location.reload();
-      if (!response.ok) throw new Error(String(response.status));
-      const job = await response.json();
-      const isSame = job.state === article.dataset.state && String(job.attempt) === article.dataset.attempt;
-      if (isSame) showProgress(job);
-      else article = await showState(job);
-      lost.hidden = true;
-    } catch {
-      lost.hidden = false; // the network, or Darkroom restarting: ask again
-    }
-  }
+function openDialog(id) {
+  const dialog = document.getElementById(id);
+  if (!dialog.open) dialog.showModal();
 }
 
-function prepareForm(form) {
-  const prompt = form.elements.namedItem("prompt");
-  form.querySelector(".keys").hidden = false;
-  form.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+function chooseTheme(form, submitter) {
+  const theme = submitter.value;
+  const colors = theme === "system" ? "light dark" : theme;
+  document.documentElement.dataset.theme = theme;
+  document.querySelector('meta[name="color-scheme"]').content = colors;
+  for (const button of form.querySelectorAll("button")) button.ariaPressed = String(button === submitter);
+}
+
+// The choice is kept by the server's cookie: the same request that the form would make, without leaving the page.
+function prepareThemes(form) {
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    chooseTheme(form, event.submitter);
+    fetch(form.action, { method: "POST", body: new URLSearchParams(new FormData(form, event.submitter)), redirect: "manual" });
   });
-  const chooser = form.querySelector("[data-switch]");
-  const use = form.querySelector('button[value="switch_model"]');
-  if (chooser && use) {
-    use.hidden = true;
-    chooser.addEventListener("change", () => form.requestSubmit(use));
-  }
-  for (const example of form.querySelectorAll("[data-example]")) {
-    example.addEventListener("click", (event) => {
-      if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-      event.preventDefault();
-      prompt.value = example.textContent;
-      prompt.focus();
-    });
-  }
-  const summary = form.querySelector("[data-focus]");
-  if (summary) summary.focus();
 }
 
-const form = document.querySelector("form[data-shortcut]");
-if (form) prepareForm(form);
-followJob();
+function prepareKeys() {
+  for (const opener of document.querySelectorAll("[data-opens]")) {
+    opener.hidden = false;
+    opener.addEventListener("click", () => openDialog(opener.dataset.opens));
+  }
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "?" || isTyping(event) || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    openDialog("keys");
+  });
+}
+
+prepareThemes(document.querySelector(".themes"));
+prepareKeys();

@@ -1,4 +1,4 @@
-"""How the pages look to this browser: light, dark, or as the system says. A cookie holds it, so that no page flashes."""
+"""How the pages look to this browser: light, dark, or as the system says. A cookie holds it: no page flashes."""
 
 from flask import Blueprint, redirect, request
 from werkzeug.wrappers import Response

@@ -6,8 +6,8 @@ A key is 256 random bits, shown once. Only its SHA-256 is kept: what is that ran
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from hashlib import sha256
 from typing import Any
@@ -80,10 +80,10 @@ def create(
     database: Database, *, name: str, owner: str, scopes: tuple[str, ...], quotas: Quotas
 ) -> tuple[KeyRecord, str]:
     """Make a key: its record, and the key itself, which nobody can ever read again. Raises InvalidParameters."""
-    if errors := [*_naming_errors(name, owner, scopes), *_quota_errors(quotas)]:
+    if errors := [*_naming_errors(name, owner), *_scope_errors(scopes), *_quota_errors(quotas)]:
         raise InvalidParameters(errors)
     key = MARK + secrets.token_urlsafe(32)
-    values = {"name": name, "owner": owner, "scopes": [scope for scope in SCOPES if scope in scopes], **vars(quotas)}
+    values = {"name": name, "owner": owner, "scopes": _in_order(scopes), **vars(quotas)}
     key_id = uuid_utils.compat.uuid7()
     seen = {"prefix": key[:SHOWN_CHARACTERS], "sha256": _digest(key)}
     with database.write() as session:
@@ -94,13 +94,16 @@ def create(
 
 
 def change(database: Database, key_id: UUID, *, changes: Mapping[str, Any]) -> KeyRecord:
-    """Give a key other quotas, named as in Quotas. Raises KeyNotFound or InvalidParameters."""
+    """Give a key other quotas, named as in Quotas, or other scopes. Raises KeyNotFound or InvalidParameters."""
     with database.write() as session:
-        known = vars(_read(session, key_id).quotas)
-        if errors := _quota_errors(Quotas(**(known | dict(changes)))):
+        known = _read(session, key_id)
+        quotas = {name: value for name, value in changes.items() if name != "scopes"}
+        scopes = changes.get("scopes", known.scopes)
+        if errors := [*_scope_errors(scopes), *_quota_errors(replace(known.quotas, **quotas))]:
             raise InvalidParameters(errors)
-        if changes:
-            session.execute(update(ApiKey).where(ApiKey.id == key_id).values(**changes))
+        values = quotas | ({"scopes": _in_order(scopes)} if "scopes" in changes else {})
+        if values:
+            session.execute(update(ApiKey).where(ApiKey.id == key_id).values(**values))
         record = _read(session, key_id)
     logger.info("key_changed", key_id=str(key_id), **changes)
     return record
@@ -276,15 +279,22 @@ def _record(row: ApiKey, is_of_today: bool) -> KeyRecord:
     )
 
 
-def _naming_errors(name: str, owner: str, scopes: tuple[str, ...]) -> list[FieldError]:
-    errors = [
+def _naming_errors(name: str, owner: str) -> list[FieldError]:
+    return [
         FieldError(field, "is not a name", f"1 to {MAX_NAME_CHARACTERS} printable characters")
         for field, text in (("name", name), ("owner", owner))
         if not (1 <= len(text) <= MAX_NAME_CHARACTERS and text.isprintable())
     ]
-    if not scopes or set(scopes) - set(SCOPES):
-        errors.append(FieldError("scopes", "names no scope", f"one or more of {', '.join(SCOPES)}"))
-    return errors
+
+
+def _scope_errors(scopes: Collection[str]) -> list[FieldError]:
+    if scopes and not set(scopes) - set(SCOPES):
+        return []
+    return [FieldError("scopes", "names no scope", f"one or more of {', '.join(SCOPES)}")]
+
+
+def _in_order(scopes: Collection[str]) -> list[str]:
+    return [scope for scope in SCOPES if scope in scopes]
 
 
 def _quota_errors(quotas: Quotas) -> list[FieldError]:

@@ -121,6 +121,16 @@ def test_change_leaves_what_it_does_not_name(database: Database) -> None:
     assert keys.change(database, record.id, changes={}) == changed
 
 
+def test_scopes_are_changed_as_a_whole_and_never_to_none(database: Database) -> None:
+    record, _ = make(database, quotas=Quotas(max_queued=5))
+    changed = keys.change(database, record.id, changes={"scopes": ["admin", "read"]})
+    assert (changed.scopes, changed.quotas) == (frozenset({"read", "admin"}), Quotas(max_queued=5))
+    for none in ([], ["root"], ["read", "root"]):
+        with pytest.raises(InvalidParameters, match="scopes"):
+            keys.change(database, record.id, changes={"scopes": none, "max_queued": 6})
+    assert keys.get(database, record.id) == changed
+
+
 def test_revoking_again_changes_nothing(database: Database) -> None:
     record, _ = make(database)
     revoked = keys.revoke(database, record.id)

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -11,9 +12,10 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from darkroom import jobs
+from darkroom import jobs, keys
 from darkroom.config import Settings
 from darkroom.events import ProgressBoard
+from darkroom.keys import Quotas
 from darkroom.params import resolve
 from darkroom.previews import PreviewBoard
 from darkroom.web import create_app
@@ -296,6 +298,49 @@ def test_client_that_is_lost_frees_its_place(
 def test_refused_stream_takes_no_place(app: Flask, client: FlaskClient) -> None:
     client.get("/api/v1/jobs/01a20405-fb01-7070-bc9a-0d618ca8ebd9/events")
     assert app.extensions["darkroom"].waiting.num_taken == 0
+
+
+@pytest.mark.parametrize("is_of_one_job", [True, False])
+@pytest.mark.parametrize("end", ["revoke", "take the scope", "lock the door"])
+def test_stream_ends_with_what_let_it_in(
+    app: Flask, client: FlaskClient, follow: Callable[..., Stream], submit: Any, end: str, is_of_one_job: bool
+) -> None:
+    services = app.extensions["darkroom"]
+    stays_open = end != "lock the door"
+    path = events_of(submit()) if is_of_one_job else "/api/v1/events"
+    if stays_open:
+        key, text = keys.create(services.database, name="a", owner="local", scopes=("read",), quotas=Quotas())
+        services.keys.forget()
+        client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {text}"
+    stream = follow(path)
+    stream.until_comment("still here")
+    match end:
+        case "revoke":
+            keys.revoke(services.database, key.id)
+        case "take the scope":
+            keys.change(services.database, key.id, changes={"scopes": ["submit"]})
+        case "lock the door":
+            keys.create(services.database, name="a", owner="local", scopes=("read",), quotas=Quotas())
+    services.keys.forget()
+    stream.until_comment("come back")
+    assert list(stream) == []
+    assert client.get(path).status_code in {401, 403}
+
+
+def test_stream_outlasts_a_database_that_cannot_tell_whose_key_it_was(
+    app: Flask, client: FlaskClient, follow: Callable[..., Stream], submit: Any
+) -> None:
+    services = app.extensions["darkroom"]
+    stream = follow(events_of(submit()))
+    stream.until("state")
+    database_file = Path(services.database.url.removeprefix("sqlite:///"))
+    away = database_file.rename(database_file.with_suffix(".away"))
+    database_file.mkdir()
+    services.keys.forget()
+    stream.until_comment("still here")
+    stream.until_comment("still here")
+    database_file.rmdir()
+    away.rename(database_file)
 
 
 def test_streams_end_when_the_process_is_told_to(app: Flask, follow: Callable[..., Stream], submit: Any) -> None:

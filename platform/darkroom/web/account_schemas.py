@@ -32,9 +32,7 @@ class _Exact(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class QuotaChanges(_Exact):
-    """What of a key's quotas to change; what is not named stays. An empty limit is none."""
-
+class _Quotas(_Exact):
     weight: Number = Field(1.0, description=f"Its share of the fleet, beside others'. {_within('weight')}")
     max_queued: Whole | None = Field(None, description=f"How many of its jobs may wait. {_within('max_queued')}")
     megapixel_steps_per_day: Number | None = Field(
@@ -45,12 +43,17 @@ class QuotaChanges(_Exact):
     )
 
 
-class NewKey(QuotaChanges):
+class KeyChanges(_Quotas):
+    """What of a key to change; what is not named stays. An empty limit is none."""
+
+    scopes: list[Scope] = Field(["submit", "read"], description="What it may do: all that it may.")
+
+
+class NewKey(KeyChanges):
     """A key to make. Without an owner its jobs belong to its name."""
 
     name: StrictStr = Field(description=_within("name"))
     owner: StrictStr | None = Field(None, description="Whose jobs its jobs are; several keys may have one owner.")
-    scopes: list[Scope] = ["submit", "read"]
 
 
 def _printable(text: str) -> str:

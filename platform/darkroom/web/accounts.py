@@ -15,7 +15,7 @@ from darkroom.fleet import WorkerRecord
 from darkroom.intake import Pause
 from darkroom.keys import KeyRecord, Quotas
 from darkroom.web import account_schemas as schemas
-from darkroom.web.account_schemas import LIMITS, NewKey, NewPause, QuotaChanges
+from darkroom.web.account_schemas import LIMITS, KeyChanges, NewKey, NewPause
 from darkroom.web.answers import answer
 from darkroom.web.documents import timestamp
 from darkroom.web.guards import require_json
@@ -76,10 +76,10 @@ def show_key(key_id: str) -> Response:
 
 @blueprint.patch("/api/v1/admin/keys/<key_id>", responses={200: schemas.KeyDocument, **MISSING})
 @asks("admin")
-@takes(body=QuotaChanges)
+@takes(body=KeyChanges)
 def change_key(key_id: str) -> Response:
-    """Give a key other quotas; what is not named stays. In force with its next submit."""
-    changes = read_as(QuotaChanges).model_dump(exclude_unset=True)
+    """Give a key other quotas or scopes; what is not named stays. In force with its next submit."""
+    changes = read_as(KeyChanges).model_dump(exclude_unset=True)
     record = keys.change(services().database, key_uuid(key_id), changes=changes)
     services().keys.forget()
     return answer(key_document(record))
@@ -167,7 +167,7 @@ def _field_error(fault: Any, model: type[BaseModel]) -> FieldError:
     return FieldError(field, problem, LIMITS[field] if is_known else f"one of {', '.join(model.model_fields)}")
 
 
-def quotas_of(body: QuotaChanges) -> Quotas:
+def quotas_of(body: KeyChanges) -> Quotas:
     """The quotas that a body names."""
     return Quotas(body.weight, body.max_queued, body.megapixel_steps_per_day, body.requests_per_minute)
 

@@ -16,6 +16,7 @@ from werkzeug.wrappers import Response
 
 from darkroom.addresses import is_loopback
 from darkroom.config import Settings
+from darkroom.errors import DatabaseUnavailable
 from darkroom.keys import KEYLESS_OWNER, KeyRecord, KeyRing
 from darkroom.web.problems import Refused, is_for_programs
 
@@ -133,6 +134,21 @@ def shown_key() -> str | None:
     if shown.type == "basic":
         return shown.password or shown.username or ""
     return (shown.token or "") if shown.type in SCHEMES else ""
+
+
+def is_still_let_in(identity: Identity, ring: KeyRing, rule: Rule) -> bool:
+    """Whether somebody who was let in is so still: for answers that go on for long, such as event streams.
+
+    Asks the ring, which may be keys.REMEMBER_SECONDS behind. While the database cannot tell, nobody can have been
+    revoked.
+    """
+    try:
+        if identity.key_id is None:
+            return not ring.asks_for_keys()
+        key = ring.find_by_id(identity.key_id)
+    except DatabaseUnavailable:
+        return True
+    return key is not None and rule in key.scopes
 
 
 def begin_session(key: KeyRecord) -> None:

@@ -2,12 +2,13 @@
 
 What SQL has recorded carries an id and is told again to who comes back with it; progress and previews are told to who
 is there. A line of the history may become several events: only the last of them carries the id, so that who was lost
-in their midst is told all of them again.
+in their midst is told all of them again. A stream ends with the key that opened it, at the next heartbeat at the latest.
 """
 
 import base64
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -22,7 +23,7 @@ from darkroom.previews import Preview
 from darkroom.web import schemas
 from darkroom.web.documents import image_document, job_document, timestamp
 from darkroom.web.hub import Mail, Mailbox
-from darkroom.web.identity import asks, current
+from darkroom.web.identity import asks, current, is_still_let_in
 from darkroom.web.openapi import ApiBlueprint, problems, takes
 from darkroom.web.services import Services, job_uuid, services
 
@@ -99,6 +100,7 @@ class _Teller:
         self._database = services.database
         self._hub = services.waiting.hub
         self._heartbeat_seconds = services.settings.stream_heartbeat_seconds
+        self._may_stay = partial(is_still_let_in, current(), services.keys, "read")
 
     def tell_of_job(self, job: JobRecord, after: int) -> Iterator[bytes]:
         yield OPENING
@@ -118,6 +120,9 @@ class _Teller:
                     if event.type in FINAL_STATES:
                         return
             mail = mailbox.take(seconds=self._heartbeat_seconds)
+            if not self._may_stay():
+                yield FAREWELL
+                return
             news = mail.events
             yield from _lossy_frames(job, mail)
             if mail.is_last and not news:
@@ -142,6 +147,9 @@ class _Teller:
             is_behind = len(found) == PAGE
         while True:
             mail = mailbox.take(seconds=self._heartbeat_seconds)
+            if not self._may_stay():
+                yield FAREWELL
+                return
             ended = self._ended(mail.events)
             for event in mail.events:
                 if event.cursor > cursor:

@@ -1,6 +1,7 @@
 // What every page shares: colors that change without a reload, the list of keys, the word that Darkroom does not answer.
 // Pages import what they need of it, and every page works without it.
 
+const AGAIN_MS = 2000;
 const FIELDS = "input, textarea, select, [contenteditable]";
 
 /** Whether a key was meant for a field, and not for the page. */
@@ -53,5 +54,24 @@ function prepareKeys() {
   });
 }
 
+// What lies open goes on asking until Darkroom answers: a stream that never began, a page that has news of itself.
+// A stream that broke comes back by itself.
+function insist({ detail }) {
+  const source = detail.ctx?.sourceElement;
+  if (!source?.matches("[data-insists]")) return;
+  if (detail.ctx.response?.status === 404) return location.reload();
+  showLost(true);
+  setTimeout(() => source.isConnected && htmx.ajax("GET", detail.ctx.request.action, { source }), AGAIN_MS);
+}
+
+function prepareInsisting() {
+  document.addEventListener("htmx:error", insist);
+  document.addEventListener("htmx:response:error", insist);
+  document.addEventListener("htmx:sse:error", ({ detail }) => (detail.status === 404 ? location.reload() : showLost(true)));
+  document.addEventListener("htmx:sse:after:connection", () => showLost(false));
+  document.addEventListener("htmx:after:swap", ({ detail }) => detail.ctx.sourceElement?.matches("[data-insists]") && showLost(false));
+}
+
+prepareInsisting();
 prepareThemes(document.querySelector(".themes"));
 prepareKeys();

@@ -35,13 +35,18 @@ class WorkerFacts:
 
 @dataclass(frozen=True)
 class WorkerRecord(WorkerFacts):
-    """A worker as it was last heard of."""
+    """A worker as it was last heard of, `heartbeat_age_seconds` ago by the database's clock.
+
+    `rows_per_step` is of the denoiser's forwards before that heartbeat, on average; None where none ran.
+    """
 
     state: WorkerState
     num_jobs: int
+    rows_per_step: float | None
     is_drain_wanted: bool
     started_at: datetime
     heartbeat_at: datetime
+    heartbeat_age_seconds: float
 
 
 def register(database: Database, facts: WorkerFacts) -> None:
@@ -51,19 +56,27 @@ def register(database: Database, facts: WorkerFacts) -> None:
         session.execute(insert(Worker).values(state=WorkerState.READY, **asdict(facts)))
 
 
-def beat(database: Database, facts: WorkerFacts, *, state: WorkerState, num_jobs: int) -> bool:
+def beat(
+    database: Database,
+    facts: WorkerFacts,
+    *,
+    state: WorkerState,
+    num_jobs: int,
+    rows_per_step: float | None = None,
+) -> bool:
     """Note that a worker lives, and return whether it is to claim nothing more until further notice.
 
     One that was forgotten meanwhile is added again.
     """
     said = case((Worker.is_drain_wanted, WorkerState.DRAINING.value), else_=state.value)
-    statement = update(Worker).where(Worker.id == facts.id).values(heartbeat_at=now(), state=said, num_jobs=num_jobs)
+    load = {"num_jobs": num_jobs, "rows_per_step": rows_per_step}
+    statement = update(Worker).where(Worker.id == facts.id).values(heartbeat_at=now(), state=said, **load)
     with database.write() as session:
         wanted = session.scalar(
             statement.returning(Worker.is_drain_wanted).execution_options(synchronize_session=False)
         )
         if wanted is None:
-            session.execute(insert(Worker).values(state=state, num_jobs=num_jobs, **asdict(facts)))
+            session.execute(insert(Worker).values(state=state, **load, **asdict(facts)))
     return bool(wanted)
 
 
@@ -111,11 +124,11 @@ def num_slots(database: Database, models: Iterable[str], *, lease_seconds: float
 
 def list_workers(database: Database, *, heard_within_seconds: float | None = None) -> list[WorkerRecord]:
     """Read every known worker, or those heard of lately, by host and process."""
-    known = select(Worker).order_by(Worker.host, Worker.pid)
+    known = select(Worker, now()).order_by(Worker.host, Worker.pid)
     if heard_within_seconds is not None:
         known = known.where(Worker.heartbeat_at > now(-heard_within_seconds))
     with database.read() as session:
-        rows = session.scalars(known)
+        rows = session.execute(known)
         return [
             WorkerRecord(
                 id=row.id,
@@ -129,9 +142,11 @@ def list_workers(database: Database, *, heard_within_seconds: float | None = Non
                 version=row.version,
                 state=WorkerState(row.state),
                 num_jobs=row.num_jobs,
+                rows_per_step=row.rows_per_step,
                 is_drain_wanted=row.is_drain_wanted,
                 started_at=row.started_at,
                 heartbeat_at=row.heartbeat_at,
+                heartbeat_age_seconds=max(0.0, (clock - row.heartbeat_at).total_seconds()),
             )
-            for row in rows
+            for row, clock in rows
         ]

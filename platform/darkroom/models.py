@@ -300,6 +300,8 @@ class Worker(Base):
     models: Mapped[list[str]] = mapped_column(JSON)
     slots: Mapped[int]
     num_jobs: Mapped[int] = mapped_column(default=0)
+    # Of the denoiser's forwards before the last heartbeat, on average; empty where none ran.
+    rows_per_step: Mapped[float | None]
     # An operator wants it to claim nothing more, until further notice. Its heartbeat tells it.
     is_drain_wanted: Mapped[bool] = mapped_column(default=False, server_default=false())
     version: Mapped[str] = mapped_column(String(32))

@@ -13,6 +13,7 @@ import numpy as np
 from darkroom import logs
 from darkroom.config import load_settings
 from darkroom.fleet import WorkerFacts
+from darkroom_engine.costs import Tally
 from darkroom_engine.errors import RequestCanceled
 from darkroom_engine.request import Handle, Output, Request
 from darkroom_worker.app import open_database, serve
@@ -26,6 +27,7 @@ class PacedEngine:
     """Advances everything it holds by one step each `step_seconds`, and notes when a canceled request left it."""
 
     def __init__(self, step_seconds: float) -> None:
+        self.tally = Tally()
         self._step_seconds = step_seconds
         self._changed = threading.Condition()
         self._handles: list[Handle] = []
@@ -44,6 +46,7 @@ class PacedEngine:
                 self._changed.wait_for(lambda: self._handles)
                 handles, self._handles = self._handles, []
             time.sleep(self._step_seconds)
+            self.tally = self.tally.plus(len(handles))
             left = [handle for handle in handles if not self._step(handle)]
             with self._changed:
                 self._handles += left

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from darkroom_engine import Engine, Handle, Output, Request
+from darkroom_engine import Engine, Handle, Output, Request, Tally
 from darkroom_engine.samplers import DISCRETE_SAMPLERS, make_noise_scheduler
 
 # What each name means, said once more and independently of the engine.
@@ -198,6 +198,7 @@ def test_requests_share_forwards(
         request_for(num_inference_steps=2, sampler="ddim"),
     )
     assert model.rows == [5, 5, 3, 3, 2, 2]
+    assert engine.tally == Tally(num_forwards=6, num_rows=20)
 
 
 def test_sizes_do_not_share_forwards_and_both_end(

@@ -43,10 +43,17 @@ def test_worker_that_registers_again_takes_its_old_place(database: Database) -> 
 def test_beat_tells_state_and_number_of_jobs(database: Database) -> None:
     fleet.register(database, facts_of())
     silence(database, "first", 20)
-    fleet.beat(database, facts_of(), state=WorkerState.DRAINING, num_jobs=3)
+    fleet.beat(database, facts_of(), state=WorkerState.DRAINING, num_jobs=3, rows_per_step=5.5)
     (worker,) = fleet.list_workers(database)
-    assert (worker.state, worker.num_jobs) == (WorkerState.DRAINING, 3)
+    assert (worker.state, worker.num_jobs, worker.rows_per_step) == (WorkerState.DRAINING, 3, 5.5)
     assert (worker.heartbeat_at - worker.started_at).total_seconds() >= 0
+
+
+def test_age_of_a_heartbeat_is_by_the_clock_of_the_database(database: Database) -> None:
+    fleet.register(database, facts_of())
+    silence(database, "first", 20)
+    (worker,) = fleet.list_workers(database)
+    assert 20 <= worker.heartbeat_age_seconds < 60
 
 
 def test_beat_brings_back_a_worker_that_was_forgotten(database: Database) -> None:

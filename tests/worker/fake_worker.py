@@ -23,6 +23,7 @@ from darkroom.config import load_settings
 from darkroom.errors import DarkroomError
 from darkroom.fleet import WorkerFacts
 from darkroom.stack.leash import tie
+from darkroom_engine.costs import Tally
 from darkroom_engine.errors import DeadlineExceeded, EngineError, EngineStopped, RequestCanceled, RequestFailed
 from darkroom_engine.request import Handle, Preview, Request
 from darkroom_worker.app import open_database, serve
@@ -46,6 +47,7 @@ class FakeEngine:
     """
 
     def __init__(self, control: Path) -> None:
+        self.tally = Tally()
         self._control = control
         self._lock = threading.Lock()
         self._handles: list[Handle] = []
@@ -67,6 +69,8 @@ class FakeEngine:
         while not self._is_stopped:
             with self._lock:
                 handles = list(self._handles)
+            if handles:
+                self.tally = self.tally.plus(len(handles))
             for handle in handles:
                 self._step(handle)
             with self._lock:

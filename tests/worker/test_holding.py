@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import update
 
-from darkroom import jobs
+from darkroom import fleet, jobs
 from darkroom.config import Settings
 from darkroom.db import Database, now
 from darkroom.fleet import WorkerFacts
@@ -18,6 +18,7 @@ from darkroom.jobs.line import LINE_LAG_CLAIMS
 from darkroom.models import Job
 from darkroom.params import GenerationParams
 from darkroom.storage import Storage
+from darkroom_engine import Tally
 from darkroom_worker.develop import Held
 from darkroom_worker.worker import WHOLE_LINE_SECONDS, Parts, StallLimits, Worker
 
@@ -30,6 +31,7 @@ class Developer:
 
     def __init__(self, develop: Callable[[Held], None]) -> None:
         self.develop = develop
+        self.tally = Tally()
 
 
 @pytest.fixture
@@ -112,6 +114,30 @@ def test_a_worker_that_claims_its_own_lost_job_again_holds_only_the_new_attempt(
 
     assert sorted(attempts) == [1, 2]
     assert jobs.get(database, job_id).state is JobState.FAILED
+
+
+@on_sqlite
+def test_a_heartbeat_tells_the_rows_of_the_forwards_since_the_one_before(
+    database: Database, make_worker: Any, submit: Callable[[], UUID]
+) -> None:
+    submit()
+    told: list[float | None] = []
+
+    def beat(tally: Tally) -> None:
+        worker._parts.developer.tally = tally
+        worker.beat()
+        told.append(fleet.list_workers(database)[0].rows_per_step)
+
+    def develop(held: Held) -> None:
+        beat(Tally(num_forwards=10, num_rows=40))
+        beat(Tally(num_forwards=12, num_rows=43))
+        beat(Tally(num_forwards=12, num_rows=43))  # it decodes, perhaps
+        jobs.fail(database, held.claim.job_id, attempt=held.claim.attempt, code="x", message="x")
+
+    worker = make_worker(develop, slots=1)
+    worker.work_off()
+    beat(Tally(num_forwards=12, num_rows=43))
+    assert told == [4.0, 1.5, 1.5, None]
 
 
 @on_sqlite

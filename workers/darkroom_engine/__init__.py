@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from darkroom_engine.costs import Tally
     from darkroom_engine.device import DeviceInfo
     from darkroom_engine.engine import Engine
     from darkroom_engine.errors import (
@@ -45,6 +46,7 @@ _MODULES = {
     "Request": "request",
     "RequestCanceled": "errors",
     "RequestFailed": "errors",
+    "Tally": "costs",
     "Tuning": "tuning",
     "UnknownModel": "errors",
 }
@@ -67,6 +69,7 @@ __all__ = [
     "Request",
     "RequestCanceled",
     "RequestFailed",
+    "Tally",
     "Tuning",
     "UnknownModel",
 ]

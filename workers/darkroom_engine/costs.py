@@ -32,6 +32,23 @@ class ForwardCost:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Tally:
+    """How many forwards an engine has run, and how many rows the requests had in them, all together."""
+
+    num_forwards: int = 0
+    num_rows: int = 0
+
+    def plus(self, num_rows: int) -> "Tally":
+        """One forward more."""
+        return Tally(self.num_forwards + 1, self.num_rows + num_rows)
+
+    def rows_per_step(self, since: "Tally") -> float | None:
+        """The rows of a forward on average, of those that ran since then; None when none did."""
+        num_forwards = self.num_forwards - since.num_forwards
+        return (self.num_rows - since.num_rows) / num_forwards if num_forwards else None
+
+
 @dataclass
 class _Count:
     """What is known of one row count; nothing until its second forward, for the first also warms the device up."""

@@ -15,6 +15,7 @@ from types import MappingProxyType
 import torch
 
 from darkroom_engine.batch import Development, StepBatch, StepOutcome
+from darkroom_engine.costs import Tally
 from darkroom_engine.decoding import DecodeOutcome, Decoder
 from darkroom_engine.device import DeviceInfo, describe_device, open_device
 from darkroom_engine.errors import (
@@ -86,6 +87,7 @@ class Engine:
         self._models: dict[str, LoadedModel] = {}
         self._inbox: deque[Development] = deque()
         self._snapshots: deque[tuple[Handle, Future[bytes]]] = deque()  # wanted
+        self._tally = Tally()
         self._wakeup = threading.Condition()  # guards the inbox, the thread and the flag
         self._is_stopped = False
         self._thread: threading.Thread | None = None
@@ -94,6 +96,11 @@ class Engine:
     def models(self) -> Mapping[str, LoadedModel]:
         """The loaded models by name."""
         return MappingProxyType(self._models)
+
+    @property
+    def tally(self) -> Tally:
+        """How many forwards were run, and how many rows they had: compare two of them to know how it goes."""
+        return self._tally
 
     @property
     def is_alive(self) -> bool:
@@ -262,6 +269,8 @@ class Engine:
 
     def _step(self, batch: StepBatch) -> None:
         outcome = self._run(batch)
+        if not outcome.is_out_of_memory:
+            self._tally = self._tally.plus(batch.num_rows)
         self._scheduler.update(batch, outcome)
         self._decoder.add(outcome.denoised)
         self._decoder.show(batch.developments)

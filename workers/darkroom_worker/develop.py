@@ -24,6 +24,7 @@ from darkroom_engine import (
     Request,
     RequestCanceled,
     RequestFailed,
+    Tally,
 )
 from darkroom_worker.errors import OutputLost, WorkerError
 from darkroom_worker.inputs import Inputs, fetch_inputs
@@ -44,6 +45,9 @@ NO_INPUTS = Inputs()
 
 class Develops(Protocol):
     """What of the engine a job needs; the tests' own engine has no more."""
+
+    @property
+    def tally(self) -> Tally: ...
 
     def submit(self, request: Request) -> Handle: ...
 
@@ -146,6 +150,11 @@ class Developer:
         self._outlet = outlet
         self._database = database
         self._embeds_metadata = embeds_metadata
+
+    @property
+    def tally(self) -> Tally:
+        """How many forwards the engine has run, and how many rows they had."""
+        return self._engine.tally
 
     def develop(self, held: Held) -> None:
         """Develop a job to its end.

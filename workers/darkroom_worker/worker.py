@@ -25,7 +25,7 @@ from darkroom.loops import Loop
 from darkroom.models import WorkerState
 from darkroom.previews import PreviewBoard
 from darkroom.storage import Storage
-from darkroom_engine import EngineStopped
+from darkroom_engine import EngineStopped, Tally
 from darkroom_worker.develop import FETCH, UPLOAD, Developer, Held
 from darkroom_worker.images import encode_preview
 
@@ -94,6 +94,8 @@ class Worker:
         self._is_draining = False
         self._is_resting = False
         self._must_run_empty = False
+        self._tally = Tally()
+        self._rows_per_step: float | None = None
         self._is_look_due = False
         self._is_storage_away = False
         self._is_engine_gone = False
@@ -264,7 +266,10 @@ class Worker:
             held = dict(self._held)
             state = WorkerState.DRAINING if self._is_draining else WorkerState.READY
         attempts = {job_id: job.claim.attempt for job_id, job in held.items() if not self._is_stalled(job)}
-        self._rest(fleet.beat(self._database, self._facts, state=state, num_jobs=len(held)))
+        rows_per_step = self._measure_rows(is_busy=bool(held))
+        self._rest(
+            fleet.beat(self._database, self._facts, state=state, num_jobs=len(held), rows_per_step=rows_per_step)
+        )
         mine = jobs.heartbeat(
             self._database,
             worker_id=self._facts.id,
@@ -274,6 +279,13 @@ class Worker:
         for job_id in attempts.keys() - mine:
             held[job_id].lose()
         self._reserve_for_suspect(bool(held))
+
+    def _measure_rows(self, *, is_busy: bool) -> float | None:
+        """Rows of a forward on average since the last heartbeat; where none ran and a job is held, as it was then."""
+        before, self._tally = self._tally, self._parts.developer.tally
+        latest = self._tally.rows_per_step(before)
+        self._rows_per_step = latest if latest is not None or not is_busy else self._rows_per_step
+        return self._rows_per_step
 
     def _rest(self, is_wanted: bool) -> None:
         """Claim nothing more while an operator wants that. What runs goes on."""

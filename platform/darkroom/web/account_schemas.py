@@ -148,9 +148,11 @@ class WorkerDocument(_Exact):
     version: str
     state: Literal["ready", "draining"]
     num_jobs: int
+    rows_per_step: float | None
     is_drain_wanted: bool
     started_at: datetime
     heartbeat_at: datetime
+    heartbeat_age_seconds: float
 
 
 class WorkerList(_Exact):

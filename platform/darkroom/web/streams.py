@@ -2,7 +2,7 @@
 
 What SQL has recorded carries an id and is told again to who comes back with it; progress and previews are told to who
 is there. A line of the history may become several events: only the last of them carries the id, so that who was lost
-in their midst is told all of them again. A stream ends with the key that opened it, at the next heartbeat at the latest.
+in their midst is told all of them again. A stream ends with the key that opened it, by its next heartbeat.
 """
 
 import base64

@@ -16,6 +16,7 @@ from flask import Response, stream_with_context
 
 from darkroom.errors import DatabaseUnavailable, JobNotFound
 from darkroom.web.hub import Mail, Mailbox
+from darkroom.web.identity import current, is_still_let_in
 from darkroom.web.services import services
 from darkroom.web.streams import FAREWELL, HEADERS, HEARTBEAT, OPENING
 
@@ -57,9 +58,9 @@ def _frames(following: AbstractContextManager[T], tell: Callable[[T], Iterator[s
 
 
 def next_mail(mailbox: Mailbox, *, seconds: float) -> Mail:
-    """Wait at most so long for mail. Raises SentAway when there is none and none will come."""
+    """Wait at most so long for mail. Raises SentAway when none will come, or who asked is not let in any more."""
     mail = mailbox.take(seconds=seconds)
-    if mail.is_last and not mail.events:
+    if (mail.is_last and not mail.events) or not is_still_let_in(current(), services().keys, "read"):
         raise SentAway
     return mail
 

@@ -1,5 +1,5 @@
 // What every page shares: colors that change without a reload, the list of keys, the word that Darkroom does not answer.
-// Pages import what they need of it, and every page works without it.
+// Pages import what they need of it by the name "darkroom", so that it runs once; every page works without it.
 
 const AGAIN_MS = 2000;
 const FIELDS = "input, textarea, select, [contenteditable]";

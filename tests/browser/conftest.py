@@ -6,10 +6,10 @@ or page error, an answer of 500 or more, unless `faults.forgive(r"422")` says th
 person=...)` is any other browser. Each test has a `person` of its own, an operator whose gallery and queue are empty:
 `person.develop("a boat")` is a finished job, made by the real worker in about a second; `person.submit_slow()` a job
 of many seconds, called off when the test ends. `stack.worker.freeze()` keeps jobs where they are (queued, or between
-two steps) and `stack.worker.go_on()` ends that; `stack.web_process().kill()` is a restart; `stack.database` is for
-what darkroom.jobs, .keys and .fleet can do. `shoot(page, "job")` writes screenshots in both themes, wide and at 360
-px, to tests/browser/screenshots. Wait with `expect(...)`, never sleep. Run one file with `pytest
-tests/browser/test_x.py`; `-k` helps, the stack's start is most of the time.
+two steps) and `stack.worker.go_on()` ends that; `stack.kill_web()` is a crash of the server, which comes back;
+`stack.database` is for what darkroom.jobs, .keys and .fleet can do. `shoot(page, "job")` writes screenshots in both
+themes, wide and at 360 px, to tests/browser/screenshots. Wait with `expect(...)`, never sleep. Run one file with
+`pytest tests/browser/test_x.py`; `-k` helps, the stack's start is most of the time.
 """
 
 import re

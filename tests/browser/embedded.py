@@ -172,9 +172,12 @@ class EmbeddedStack:
         _, key = keys.create(self.database, name=name, owner=owner, scopes=scopes, quotas=keys.Quotas())
         return Person(self.url, owner=owner, key=key)
 
-    def web_process(self) -> psutil.Process:
-        """The process that serves the pages. Kill it, and the stack starts another."""
-        return part_of(self.home, "web")
+    def kill_web(self) -> None:
+        """End the process that serves the pages as a crash would. The stack starts another."""
+        web = part_of(self.home, "web")
+        family = [web, *web.children(recursive=True)]
+        web.kill()
+        assert not psutil.wait_procs(family, timeout=PATIENCE_SECONDS)[1]
 
     def until_web_answers(self) -> None:
         """Wait until pages are served again."""

@@ -129,13 +129,13 @@ class Form:
     """A form of a page: where it goes, and what it would send as it stands."""
 
     def __init__(self, attributes: dict[str, str]) -> None:
-        self.action = attributes["action"]
+        self.action = attributes.get("action", "")
         self.method = attributes["method"]
         self.fields: dict[str, str] = {}
 
 
 class Page(HTMLParser):
-    """A page as a browser without JavaScript has it: its words, its tags, its forms."""
+    """A page as a browser without JavaScript has it: its words, its tags, its own forms, and those of every page."""
 
     def __init__(self, response: Any) -> None:
         super().__init__()
@@ -143,6 +143,9 @@ class Page(HTMLParser):
         self.html = response.text
         self.tags: list[tuple[str, dict[str, str]]] = []
         self.forms: list[Form] = []
+        self.shared_forms: list[Form] = []
+        self._is_own = False
+        self._form: Form | None = None
         self._texts: list[str] = []
         self.title = ""
         self._inside = ""
@@ -162,26 +165,43 @@ class Page(HTMLParser):
         attributes = {name: value or "" for name, value in pairs}
         self.tags.append((tag, attributes))
         self._inside = tag
-        if tag == "form":
-            self.forms.append(Form(attributes))
+        if tag == "main":
+            self._is_own = True
+        if tag == "form" and attributes.get("method") != "dialog":
+            self._form = Form(attributes)
+            (self.forms if self._is_own else self.shared_forms).append(self._form)
+        if self._form:
+            self._fill(self._form, tag, attributes)
+
+    def _fill(self, form: Form, tag: str, attributes: dict[str, str]) -> None:
+        """What a form would send of a control."""
         if tag in {"textarea", "select"}:
             self._control = attributes["name"]
-            self.forms[-1].fields[self._control] = ""
-        if tag == "input" and ("checked" in attributes or attributes.get("type") != "radio"):
-            self.forms[-1].fields[attributes["name"]] = attributes.get("value", "")
+            form.fields[self._control] = ""
+        if (
+            tag == "input"
+            and "name" in attributes
+            and ("checked" in attributes or attributes.get("type") not in {"radio", "checkbox"})
+        ):
+            form.fields[attributes["name"]] = attributes.get("value", "")
         if tag == "option":
             self._inside = "chosen" if "selected" in attributes else "option"
             if "selected" in attributes and "value" in attributes:
-                self.forms[-1].fields[self._control] = attributes["value"]
+                form.fields[self._control] = attributes["value"]
 
     def handle_endtag(self, tag: str) -> None:
         self._inside = ""
+        if tag == "main":
+            self._is_own = False
+        if tag == "form":
+            self._form = None
 
     def handle_data(self, text: str) -> None:
+        fields = self._form.fields if self._form else {}
         if self._inside == "textarea":
-            self.forms[-1].fields[self._control] = text.removeprefix("\n")
+            fields[self._control] = text.removeprefix("\n")
         elif self._inside == "chosen":
-            self.forms[-1].fields[self._control] = self.forms[-1].fields[self._control] or text
+            fields[self._control] = fields[self._control] or text
         elif self._inside == "title":
             self.title = text
         else:

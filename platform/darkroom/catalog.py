@@ -60,6 +60,9 @@ FEATURES_OF_FAMILY: Mapping[str, frozenset[Feature]] = {
     "z-image": _OF_WORDS_AND_PICTURES,
 }
 
+# Whose denoiser takes the guidance as an input, so that nothing heeds what the picture should not show.
+HEEDLESS_FAMILIES = frozenset({"flux"})
+
 # What a model's entry need not say, because its family does: diffusers' own defaults, and what the denoiser can take.
 _LARGE = {"width": 1024, "height": 1024}
 DEFAULTS_OF_FAMILY: Mapping[str, Mapping[str, Any]] = {
@@ -149,6 +152,8 @@ class ModelEntry(_Frozen):
     # Name -> a file, a folder or a hub id.
     loras: Mapping[Annotated[str, Field(pattern=NAME)], str] = {}
     example_prompts: tuple[str, ...] = ()
+    # Whether a negative prompt changes nothing: a form then does not ask for one.
+    ignores_negative_prompt: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -159,7 +164,8 @@ class ModelEntry(_Frozen):
         defaults = _completed(table.get("defaults", {}), DEFAULTS_OF_FAMILY.get(family, {}))
         limits = _completed(table.get("limits", {}), LIMITS_OF_FAMILY.get(family, {}))
         features = FEATURES_OF_FAMILY.get(family, frozenset())
-        return {"features": features, **table, "defaults": defaults, "limits": limits}
+        family_says = {"features": features, "ignores_negative_prompt": family in HEEDLESS_FAMILIES}
+        return {**family_says, **table, "defaults": defaults, "limits": limits}
 
     @field_serializer("features")
     def _in_order(self, features: frozenset[Feature]) -> list[Feature]:

@@ -51,6 +51,14 @@ def upload_key(owner: str, upload_id: UUID) -> str:
     return f"uploads/{hashlib.sha256(owner.encode()).hexdigest()[:16]}/{upload_id}.png"
 
 
+def reference_of(key: str) -> str | None:
+    """What a request calls the object of a key: a picture's id, or an upload's. None for anything else."""
+    if found := re.fullmatch(r"jobs/([0-9a-f-]{36})/[0-9]+/([0-9]+)\.[a-z]+", key):
+        return f"job:{found[1]}/{found[2]}"
+    found = re.fullmatch(r"uploads/[0-9a-f]{16}/([0-9a-f-]{36})\.png", key)
+    return found[1] if found else None
+
+
 def attempt_keys(job_id: UUID, attempt: int, num_images: int, extension: str) -> list[str]:
     """List every key that an attempt can have written, for pictures 0 to num_images - 1: the bucket is never listed."""
     images = [image_key(job_id, attempt, n, extension) for n in range(num_images)]

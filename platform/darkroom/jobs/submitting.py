@@ -457,6 +457,18 @@ def start_tag_of(session: Session, owner: str, model: str, job_class: JobClass) 
     return session.scalars(select(_start_tag(owner, model, job_class, is_postgresql=is_postgresql))).one()
 
 
+def num_ahead_of_next(database: Database, *, owner: str, model: str, job_class: JobClass) -> int:
+    """How many queued jobs would go before an owner's next one, counted no further than just beyond MOST_COUNTED.
+
+    Holds no line: whoever submits meanwhile may come before it, or be the one it is told of.
+    """
+    start_tag = select(_start_tag(owner, model, job_class, is_postgresql=not database.is_sqlite)).scalar_subquery()
+    place = tuple_(Job.job_class, Job.start_tag) <= tuple_(int(job_class), start_tag)
+    ahead = select(Job.id).where(QUEUED, Job.model == model, place).limit(MOST_COUNTED + 1)
+    with database.look() as connection:
+        return connection.scalar(select(func.count()).select_from(ahead.subquery())) or 0
+
+
 def hold_line(session: Session, owner: str, model: str, job_class: JobClass) -> None:
     """Let no other submit of this owner join the line meanwhile: both would take one tag, and two places in one turn.
 

@@ -22,6 +22,7 @@ from darkroom.sweeper import Sweeper
 from darkroom.web import accounts, api, compat, guards, identity, limits, login, openapi, pages, problems, streams
 from darkroom.web.api import document
 from darkroom.web.background import Background
+from darkroom.web.form_pictures import let_pictures_in
 from darkroom.web.guards import check_bind
 from darkroom.web.hub import Hub
 from darkroom.web.pace import Pace
@@ -89,6 +90,7 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
     guards.install(app, settings)  # before the form's token is looked at
     identity.install(app, settings, keys)
     limits.install(app, settings)
+    app.before_request(let_pictures_in)  # before the form's token is looked at
     csrf = CSRFProtect(app)
     for programs in (*api.BLUEPRINTS, accounts.blueprint, *compat.BLUEPRINTS):
         csrf.exempt(programs)  # programs hold no cookie; require_json and check_origin stand in for the token

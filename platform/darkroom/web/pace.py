@@ -68,6 +68,11 @@ class Pace:
             return figures.rest(cost(job.params) * max(0.0, 1 - done))
         return figures.eta(cost(job.params), num_ahead=position) if position is not None else None
 
+    def foresee(self, model: str, own_cost: float, *, num_ahead: int) -> Eta | None:
+        """When a job would be done that nobody has submitted yet; None when nobody can tell."""
+        figures = self._of(model)
+        return figures.eta(own_cost, num_ahead=num_ahead) if figures else None
+
     def _of(self, model: str) -> Figures | None:
         with self._lock:
             known = self._known.get(model)

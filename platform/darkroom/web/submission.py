@@ -34,6 +34,8 @@ STAND_IN = "-"
 WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
 NUMBER = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?")
 WHOLE_FIELDS = ("width", "height", "num_inference_steps", "seed", "num_images", "quality")
+# A form's field for the weight of an adapter: this, and the adapter's name. Empty where it is not to act.
+LORA = "lora."
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -127,8 +129,26 @@ def read_form(form: Mapping[str, str]) -> dict[str, Any]:
         if text := texts.get(name, "").strip():
             body[name] = int(text) if WHOLE.fullmatch(text) else text
     if text := texts.get("guidance_scale", "").strip():
-        body["guidance_scale"] = float(text) if NUMBER.fullmatch(text) else text
-    return body
+        body["guidance_scale"] = _number(text)
+    body |= {name: True for name in ("exact", "walk") if form.get(name)}
+    if form.get("unmarked"):
+        body["embed_metadata"] = False
+    if weights := {name: text.strip() for name, text in form.items() if name.startswith(LORA) and text.strip()}:
+        body["loras"] = [{"name": name.removeprefix(LORA), "weight": _number(text)} for name, text in weights.items()]
+    return body | _beginning(form)
+
+
+def _beginning(form: Mapping[str, str]) -> dict[str, Any]:
+    """What a form says of the picture to begin from. Where there is none, the strength beside it means nothing."""
+    if not form.get("init_image"):
+        return {}
+    named = {name: form[name] for name in INPUTS if form.get(name)}
+    text = form.get("strength", "").strip()
+    return named | ({"strength": _number(text)} if text else {})
+
+
+def _number(text: str) -> float | str:
+    return float(text) if NUMBER.fullmatch(text) else text
 
 
 def _text(form: Mapping[str, str], name: str) -> str:

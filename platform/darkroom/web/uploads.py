@@ -21,6 +21,7 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 # A decoded picture takes four bytes a pixel, twice while it is turned: two at once are as many as a small host bears.
 DECODERS_AT_ONCE = 2
 FAST = 1
+THUMB_SIDE = 256
 
 LIMIT = (
     f"a PNG, JPEG or WebP of at most {MOST_UPLOAD_BYTES} bytes and {MOST_UPLOAD_PIXELS} pixels, "
@@ -57,6 +58,14 @@ class PictureReader:
                 raise refused(field, "has too many pixels") from error
             except BROKEN as error:
                 raise refused(field, "cannot be read as a picture") from error
+
+    def shrink(self, body: bytes) -> bytes:
+        """A small WebP of a picture that was made here."""
+        with self._turns, Image.open(BytesIO(body), formats=("PNG",)) as picture:
+            picture.thumbnail((THUMB_SIDE, THUMB_SIDE))
+            made = BytesIO()
+            picture.save(made, "WEBP")
+        return made.getvalue()
 
 
 def _remake(body: bytes, field: str) -> SafePicture:

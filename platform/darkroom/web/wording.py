@@ -21,6 +21,11 @@ LABELS = {
     "num_images": "Pictures",
     "format": "File",
     "quality": "Quality",
+    "init_image": "Picture to begin from",
+    "strength": "Strength",
+    "loras": "LoRAs",
+    "exact": "Exact",
+    "walk": "Walk",
 }
 
 SMALLEST_SHOWN = 576

@@ -15,7 +15,7 @@ from darkroom_engine.noising import PARAMETERIZATIONS, ForwardProcess, NoiseSche
 from darkroom_train.group import Group
 from darkroom_train.latents import LatentStore
 from darkroom_train.recipe import DenoiserRecipe
-from darkroom_train.training import Optimization
+from darkroom_train.training import Optimization, attention_of_small_pictures
 
 # Where the held-out error is measured.
 REPORTED_TIMESTEPS = (50, 200, 400, 600, 800)
@@ -158,7 +158,7 @@ class DenoiserTraining:
             generator=generator,
         )
         timesteps = self._denoising.forward_process.timesteps(positions)
-        with self._optimization.autocast():
+        with self._optimization.autocast(), attention_of_small_pictures(self._device):
             loss = self._denoising.losses(latents, noise, timesteps, self._embed(tokens)).mean()
         self._optimization.apply(loss, number, learning_rate=learning_rate)
         return {"loss": loss.detach()}

@@ -20,7 +20,7 @@ from darkroom_train.denoiser import Sampler, build_forward_process
 from darkroom_train.group import Group
 from darkroom_train.latents import LatentStore
 from darkroom_train.recipe import DistillRecipe
-from darkroom_train.training import Optimization
+from darkroom_train.training import Optimization, attention_of_small_pictures
 
 # As diffusers' LCMScheduler has them: the variance of the latents, and how fast the identity fades.
 SIGMA_DATA = 0.5
@@ -105,7 +105,7 @@ class Distillation:
         timesteps = (place + 1) * stride - 1
         earlier = (timesteps - stride).clamp(min=0)
         noisy = self._forward_process.add_noise(latents, noise, timesteps)
-        with self._optimization.autocast():
+        with self._optimization.autocast(), attention_of_small_pictures(device):
             prompt_embeds = self._embed(tokens)
             closer = self._teach(noisy, timesteps, earlier, prompt_embeds)
             with torch.no_grad():

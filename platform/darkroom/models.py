@@ -58,6 +58,7 @@ UNFINISHED = text("finished_at IS NULL")
 # Claimed at least once, whatever became of it.
 SERVED = text("attempt > 0")
 KEPT_BRIEFLY = text("delete_at IS NOT NULL")
+IS_RETRY = text("retry_of IS NOT NULL")
 IN_BATCH = text("batch_id IS NOT NULL")
 PENDING = text("state = 'pending'")
 LEASED = text("lease_expires_at IS NOT NULL")
@@ -177,6 +178,8 @@ class Job(Base):
         Index("ix_jobs_retention", "state", "finished_at"),
         Index("ix_jobs_delete", "delete_at", postgresql_where=KEPT_BRIEFLY, sqlite_where=KEPT_BRIEFLY),
         Index("ix_jobs_batch", "batch_id", "state", postgresql_where=IN_BATCH, sqlite_where=IN_BATCH),
+        # What was submitted once more.
+        Index("ix_jobs_retry", "retry_of", postgresql_where=IS_RETRY, sqlite_where=IS_RETRY),
         # What waits of one key's jobs.
         Index("ix_jobs_key", "key_id", postgresql_where=QUEUED_BY_KEY, sqlite_where=QUEUED_BY_KEY),
         Index("ix_jobs_owner", "owner", "id"),

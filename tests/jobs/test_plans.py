@@ -109,6 +109,20 @@ STATEMENTS: dict[str, Callable[[Any], object]] = {
     "retire": lambda queue: jobs.due_for_deletion(
         queue.database, retention_seconds=dict.fromkeys((JobState.SUCCEEDED, JobState.FAILED), 3600.0)
     ),
+    "oldest of an owner": lambda queue: jobs.list_oldest(queue.database, owner="ann", state=JobState.QUEUED, limit=20),
+    "latest that ended": lambda queue: jobs.list_latest_ended(queue.database, limit=8),
+    "latest of an owner that ended": lambda queue: jobs.list_latest_ended(queue.database, owner="ann", limit=8),
+    "latest that succeeded": lambda queue: jobs.list_ended(queue.database, state=JobState.SUCCEEDED, limit=20),
+    "latest that failed and were not retried": lambda queue: jobs.list_unretried(queue.database, owner="ann", limit=20),
+    "retried": lambda queue: jobs.retried(queue.database, [uuid7()], owner="ann"),
+    "running": lambda queue: jobs.list_running(queue.database, limit=20),
+    "fronts of all lines": lambda queue: jobs.list_fronts(queue.database, limit=8),
+    "count": lambda queue: jobs.count(queue.database, state=JobState.QUEUED, most=20),
+    "count of an owner": lambda queue: jobs.count(queue.database, state=JobState.QUEUED, owner="ann", most=20),
+    "cancel some": lambda queue: jobs.cancel_some(queue.database, owner="ann", before=uuid7(), limit=4),
+    "list what succeeded": lambda queue: jobs.list_jobs(
+        queue.database, owner="ann", state=JobState.SUCCEEDED, limit=20
+    ),
     "list": lambda queue: jobs.list_jobs(queue.database, owner="ann", limit=20),
 }
 

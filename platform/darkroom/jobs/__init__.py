@@ -5,14 +5,24 @@ history in the same transaction. Knows no Redis, no storage, no HTTP: who commit
 """
 
 from darkroom.jobs.admission import admit, num_queued
-from darkroom.jobs.ending import cancel, cancel_batch, erase, fail, requeue, succeed
+from darkroom.jobs.ending import cancel, cancel_batch, cancel_some, erase, erase_many, fail, requeue, succeed
 from darkroom.jobs.inputs import UploadRecord, add_upload, due_uploads, expire_upload, forget_upload, get_upload
 from darkroom.jobs.lease import heartbeat, reserve_solo
 from darkroom.jobs.line import Lines
 from darkroom.jobs.pace import Done, LineRecord, latest_done, lines
-from darkroom.jobs.queue import Glimpse, claim, front_of_queue, glimpse, position
+from darkroom.jobs.queue import Glimpse, claim, front_of_queue, glimpse, places, position
 from darkroom.jobs.reading import get, get_image, get_many, list_jobs, list_live, search
 from darkroom.jobs.records import MOST_COUNTED, BatchRecord, Claim, Ended, ImageRecord, JobRecord
+from darkroom.jobs.standing import (
+    count,
+    list_ended,
+    list_fronts,
+    list_latest_ended,
+    list_oldest,
+    list_running,
+    list_unretried,
+    retried,
+)
 from darkroom.jobs.submitting import (
     NewJob,
     Request,
@@ -57,13 +67,16 @@ __all__ = [
     "batch_job_ids",
     "cancel",
     "cancel_batch",
+    "cancel_some",
     "claim",
     "cleaned",
+    "count",
     "delete_ended",
     "due_for_cleanup",
     "due_for_deletion",
     "due_uploads",
     "erase",
+    "erase_many",
     "expire_leases",
     "expire_overdue",
     "expire_upload",
@@ -81,14 +94,22 @@ __all__ = [
     "heartbeat",
     "latest_done",
     "lines",
+    "list_ended",
+    "list_fronts",
     "list_jobs",
+    "list_latest_ended",
     "list_live",
+    "list_oldest",
+    "list_running",
+    "list_unretried",
     "num_ahead_of_next",
     "num_queued",
+    "places",
     "position",
     "promote_aged_bulk",
     "requeue",
     "reserve_solo",
+    "retried",
     "retry",
     "search",
     "submit",

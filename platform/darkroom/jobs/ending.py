@@ -1,7 +1,7 @@
 """Ending a job, or putting it back: the transitions of the one who holds it, of its owner and of an operator."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from functools import cache
 from typing import Any, NoReturn
@@ -23,6 +23,7 @@ from sqlalchemy import (
     insert,
     literal,
     select,
+    text,
     true,
     update,
 )
@@ -32,14 +33,29 @@ from sqlalchemy.sql.elements import ColumnElement
 from darkroom import events
 from darkroom.db import Database, now, table_of
 from darkroom.errors import JobFinished, JobNotFound, StaleAttempt
-from darkroom.jobs.reading import get
+from darkroom.jobs.reading import get, in_state
 from darkroom.jobs.records import ImageRecord, JobRecord
-from darkroom.models import FINAL_STATES, LIVE, RUNNING, Image, Job, JobState
+from darkroom.models import FINAL_STATES, LIVE, LIVE_STATES, RUNNING, Image, Job, JobState
 
 logger = structlog.get_logger(__name__)
 
 # Whose an erased job is: no owner has an empty name.
 NOBODY = ""
+# LIVE as no index knows it, for jobs whose ids are known: PostgreSQL might read all live ones to find these.
+STILL_LIVE = text("state || '' IN ('queued', 'running')")
+WORDLESS = {"prompt": "", "negative_prompt": "", "init_image": None, "mask": None, "strength": None}
+ERASING = (
+    update(table_of(Job))
+    .where(table_of(Job).c.id == bindparam("erased_id", type_=Uuid()))
+    .values(
+        owner=NOBODY,
+        params=bindparam("wordless", type_=JSON()),
+        client_metadata=None,
+        webhook=None,
+        error_message=None,
+        delete_at=now(),
+    )
+)
 
 
 def succeed(
@@ -194,30 +210,51 @@ def cancel_batch(database: Database, batch_id: UUID, *, owner: str) -> list[UUID
     return moved
 
 
+def cancel_some(database: Database, *, owner: str, before: UUID, limit: int) -> list[UUID]:
+    """Call off so many of an owner's jobs that were submitted before `before`, those that wait first.
+
+    Nobody else can write for long: call it again until it ends none. Returns whom it ended.
+    """
+    moved: list[Job] = []
+    with database.write() as session:
+        for state in LIVE_STATES:
+            mine = in_state(select(Job.id).where(Job.owner == owner), state, before=before)
+            ids = session.scalars(mine.limit(limit - len(moved))).all()
+            moved += move_all(session, and_(STILL_LIVE, Job.id.in_(ids)), JobState.CANCELED, {}, cleanup_at=now())
+    logger.info("jobs_canceled", owner=owner, num_jobs=len(moved))
+    return [job.id for job in moved]
+
+
 def erase(database: Database, job_id: UUID, *, owner: str) -> bool:
     """Take a job from its owner for good, with its words; one that has not ended is canceled. Raises JobNotFound.
 
     What is left has no owner, so that nobody can read it, and waits for the sweep to delete its objects and then
     itself. Returns whether the job was live.
     """
-    mine = and_(Job.id == job_id, Job.owner == owner)
     with database.write() as session:
-        canceled = move(session, and_(LIVE, mine), JobState.CANCELED, {}, cleanup_at=now())
-        params = session.scalar(select(Job.params).where(mine))
-        if params is None:
+        erased, canceled = _erase(session, and_(Job.id == job_id, Job.owner == owner))
+        if not erased:
             raise JobNotFound(job_id)
-        words = {"prompt": "", "negative_prompt": "", "init_image": None, "mask": None, "strength": None}
-        erased = {
-            "owner": NOBODY,
-            "params": params | words,
-            "client_metadata": None,
-            "webhook": None,
-            "error_message": None,
-            "delete_at": now(),
-        }
-        session.execute(update(Job).where(mine).values(erased).execution_options(synchronize_session=False))
     logger.info("job_erased", job_id=str(job_id))
-    return canceled is not None
+    return bool(canceled)
+
+
+def erase_many(database: Database, job_ids: Collection[UUID], *, owner: str) -> list[UUID]:
+    """Erase several jobs, all at once. One that is not there is passed over. Returns those that were live."""
+    with database.write() as session:
+        erased, canceled = _erase(session, and_(Job.id.in_(list(job_ids)), Job.owner == owner))
+    logger.info("jobs_erased", num_jobs=len(erased))
+    return canceled
+
+
+def _erase(session: Session, mine: ColumnElement[bool]) -> tuple[list[UUID], list[UUID]]:
+    """Erase jobs. Returns all of them, and which were canceled by it."""
+    canceled = move_all(session, and_(STILL_LIVE, mine), JobState.CANCELED, {}, cleanup_at=now())
+    found = session.execute(select(Job.id, Job.params).where(mine)).all()
+    rows = [{"erased_id": job_id, "wordless": params | WORDLESS} for job_id, params in found]
+    if rows:
+        session.execute(ERASING, rows)
+    return [job_id for job_id, _ in found], [job.id for job in canceled]
 
 
 def requeue(database: Database, job_id: UUID, *, reason: str, attempt: int | None = None) -> None:

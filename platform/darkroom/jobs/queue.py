@@ -1,6 +1,6 @@
 """Out of the queue: claim, and a job's place until then."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -266,6 +266,7 @@ _FEW_AHEAD = (
     select(func.count()).select_from(_THOSE_AHEAD.correlate(_MINE).limit(MOST_COUNTED + 1).subquery()).scalar_subquery()
 )
 _PLACE = select(case((_IS_QUEUED, _ALL_AHEAD))).where(_MINE.id == bindparam("job_id"))
+_PLACES = select(_MINE.id, _FEW_AHEAD).where(_IS_QUEUED, _MINE.id.in_(bindparam("job_ids", expanding=True)))
 _GLIMPSE = select(_MINE.event_seq, _MINE.state, case((_IS_QUEUED, _FEW_AHEAD))).where(
     _MINE.id == bindparam("job_id", type_=Uuid()), _MINE.owner == bindparam("owner", type_=String())
 )
@@ -275,6 +276,14 @@ def position(database: Database, job_id: UUID) -> int | None:
     """How many queued jobs of its model are claimed before this one; None when it does not wait."""
     with database.look() as connection:
         return connection.scalar(_PLACE, {"job_id": job_id})
+
+
+def places(database: Database, job_ids: Collection[UUID]) -> dict[UUID, int]:
+    """How many are claimed before each of these jobs that waits, counted no further than just beyond MOST_COUNTED."""
+    if not job_ids:
+        return {}
+    with database.look() as connection:
+        return {job_id: num for job_id, num in connection.execute(_PLACES, {"job_ids": list(job_ids)})}
 
 
 @dataclass(frozen=True)

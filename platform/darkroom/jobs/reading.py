@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, Uuid, bindparam, select
+from sqlalchemy import Select, Uuid, bindparam, select, tuple_
 from sqlalchemy.orm import selectinload
 
 from darkroom.db import Database, table_of
@@ -13,6 +13,8 @@ from darkroom.jobs.records import ImageRecord, JobRecord, image_record, job_reco
 from darkroom.models import LIVE_STATES, Image, Job, JobState
 
 SEARCHED_JOBS = 2000
+# Before and behind every job's id.
+FIRST, LAST = UUID(int=0), UUID(int=2**128 - 1)
 # Built once, and read without a session: jobs are read far more often than anything is done to them.
 SOME_JOBS = select(table_of(Job)).where(Job.id.in_(bindparam("job_ids", expanding=True)))
 ONE_JOB = select(table_of(Job)).where(Job.id == bindparam("job_id", type_=Uuid()))
@@ -69,7 +71,7 @@ def list_jobs(
     """Read an owner's jobs, newest first, beginning below `before`."""
     query = _filtered(select(Job), owner, state, model, batch_id, before).options(selectinload(Job.images))
     with database.read() as session:
-        return _records(session.scalars(query.order_by(Job.id.desc()).limit(limit)))
+        return records_of(session.scalars(query.limit(limit)))
 
 
 def list_live(database: Database, *, owner: str, metadata: Mapping[str, str]) -> list[JobRecord]:
@@ -78,7 +80,7 @@ def list_live(database: Database, *, owner: str, metadata: Mapping[str, str]) ->
     for name, value in metadata.items():
         query = query.where(Job.client_metadata[name].as_string() == value)
     with database.read() as session:
-        return _records(session.scalars(query.order_by(Job.id)))
+        return records_of(session.scalars(query.order_by(Job.id)))
 
 
 def search(
@@ -105,7 +107,7 @@ def search(
     found: list[UUID] = []
     rest: UUID | None = None
     with database.read() as session:
-        rows = session.execute(query.order_by(Job.id.desc()).limit(most_looked_at)).all()
+        rows = session.execute(query.limit(most_looked_at)).all()
         for job_id, text in rows:
             if len(found) == limit:
                 rest = found[-1]
@@ -115,7 +117,7 @@ def search(
         else:
             rest = rows[-1].id if len(rows) == most_looked_at else None
         jobs = select(Job).where(Job.id.in_(found)).order_by(Job.id.desc()).options(selectinload(Job.images))
-        return _records(session.scalars(jobs)), rest
+        return records_of(session.scalars(jobs)), rest
 
 
 def _filtered(
@@ -126,17 +128,34 @@ def _filtered(
     batch_id: UUID | None,
     before: UUID | None,
 ) -> Select[Any]:
+    """Of a query of jobs those that pass, newest first."""
     query = query.where(Job.owner == owner)
-    if state is not None:
-        query = query.where(Job.state == state)
     if model is not None:
         query = query.where(Job.model == model)
     if batch_id is not None:
         query = query.where(Job.batch_id == batch_id)
+    if state is not None:
+        return in_state(query, state, before=before)
     if before is not None:
         query = query.where(Job.id < before)
-    return query
+    return query.order_by(Job.id.desc())
 
 
-def _records(rows: Iterable[Job]) -> list[JobRecord]:
+def in_state(
+    query: Select[Any], state: JobState, *, before: UUID | None = None, after: UUID | None = None
+) -> Select[Any]:
+    """Of an owner's jobs those of one state: newest first, or oldest first from `after` on.
+
+    Said as a stretch of (owner, state, id), because that index alone has this order. Were the state said to be equal,
+    PostgreSQL might as well go through all of the owner's jobs by id, past a hundred thousand that wait.
+    """
+    if after is not None:
+        query = query.where(Job.state <= state, tuple_(Job.state, Job.id) > tuple_(state, after))
+        return query.order_by(Job.state, Job.id)
+    query = query.where(Job.state >= state, tuple_(Job.state, Job.id) < tuple_(state, before or LAST))
+    return query.order_by(Job.state.desc(), Job.id.desc())
+
+
+def records_of(rows: Iterable[Job]) -> list[JobRecord]:
+    """Rows, with their images, as those see them who may not write them."""
     return [job_record(job, images=tuple(image_record(image) for image in job.images)) for job in rows]

@@ -1,0 +1,25 @@
+"""Find out which jobs were submitted once more
+
+Revision ID: 0009
+Revises: 0008
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0009"
+down_revision = "0008"
+branch_labels = None
+depends_on = None
+
+IS_RETRY = sa.text("retry_of IS NOT NULL")
+
+
+def upgrade() -> None:
+    """Find out which jobs were submitted once more."""
+    op.create_index("ix_jobs_retry", "jobs", ["retry_of"], postgresql_where=IS_RETRY, sqlite_where=IS_RETRY)
+
+
+def downgrade() -> None:
+    """Forget it."""
+    op.drop_index("ix_jobs_retry", table_name="jobs")

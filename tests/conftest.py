@@ -34,6 +34,7 @@ MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 OURS = ("DARKROOM_", "AWS_", "S3_", "RCLONE_")
 OURS_TOO = {"DATABASE_URL", "REDIS_URL", "SECRET_KEY", "PORT"}
 NO_SKIP = "DARKROOM_TESTS_NO_SKIP"
+SCREENSHOTS = Path(__file__).parent / "browser/screenshots"
 
 AnyServer = TypeVar("AnyServer", bound=Server)
 
@@ -54,6 +55,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if skipped := _skipped(config):
         terminalreporter.write_line(f"{NO_SKIP} is set and {skipped} skipped: the run has failed", red=True)
+    ran = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, ())]
+    if any(report.nodeid.startswith("tests/browser/") for report in ran):
+        terminalreporter.write_line(f"what the pages looked like: {SCREENSHOTS}")
 
 
 def _skipped(config: pytest.Config) -> int:

@@ -4,6 +4,7 @@ Knows Playwright and nothing of Darkroom.
 """
 
 import re
+from collections import Counter
 
 from playwright.sync_api import BrowserContext, ConsoleMessage, Response, WebError
 
@@ -35,8 +36,10 @@ class Faults:
         self._forgiven.append(pattern)
 
     def __str__(self) -> str:
-        """Those that nobody expected, one a line; empty when all is well."""
-        return "\n".join(fault for fault in self._seen if not any(re.search(one, fault) for one in self._forgiven))
+        """Those that nobody expected, each on one line, once; empty when all is well."""
+        faults = Counter(" ".join(fault.split()) for fault in self._seen)
+        left = [fault for fault in faults if not any(re.search(pattern, fault) for pattern in self._forgiven)]
+        return "\n".join(f"{fault} ({faults[fault]} times)" for fault in left)
 
     def _on_console(self, message: ConsoleMessage) -> None:
         if message.type == "error":

@@ -236,6 +236,11 @@ def read_file(body: bytes) -> FileText:
     return FileText(text=text, parameters=_ours(ours) or (parse(text) if text else PictureParameters()))
 
 
+def texts_in(image: Image.Image) -> dict[str, str]:
+    """The texts that an open file carries, by the names of their chunks."""
+    return {name: text for name, text in zip((PARAMETERS, DARKROOM), _texts(image), strict=True) if text}
+
+
 def _texts(image: Image.Image) -> tuple[str | None, str | None]:
     chunks = {name: image.info.get(name) for name in (PARAMETERS, DARKROOM)}
     text, ours = (value if isinstance(value, str) and len(value) <= LONGEST_TEXT else None for value in chunks.values())

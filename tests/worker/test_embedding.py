@@ -11,6 +11,7 @@ from PIL import Image
 
 from darkroom import jobs
 from darkroom.jobs import Lines
+from darkroom.picture_files import MOST_JPEG_EXIF_BYTES
 from darkroom.picture_metadata import (
     LONGEST_TEXT,
     PARAMETERS,
@@ -21,7 +22,7 @@ from darkroom.picture_metadata import (
 )
 from darkroom_engine import Handle, Request
 from darkroom_worker.develop import Developer, Held
-from darkroom_worker.images import MOST_JPEG_EXIF_BYTES, encode
+from darkroom_worker.images import encode
 from darkroom_worker.output import Outlet
 
 MODEL = "darkroom-seeded"

@@ -5,57 +5,25 @@ Knows no storage, and not what the texts mean.
 
 import io
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from darkroom.picture_metadata import EXIF_IFD, PARAMETERS, USER_COMMENT, user_comment
+from darkroom import picture_files
+from darkroom.params import ImageFormat
+from darkroom.picture_files import NO_TEXTS
 
 THUMB_PIXELS = 256
 PREVIEW_PIXELS = 128
-# Level 1 costs a fifth of the default's time and a sixth more bytes (measured at 1024 x 1024).
-PNG_LEVEL = 1
-# What one segment of a JPEG holds.
-MOST_JPEG_EXIF_BYTES = 65533
-NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 
 
 def encode(
-    pixels: npt.NDArray[np.uint8],
-    format: Literal["png", "webp", "jpeg", "avif"],
-    *,
-    quality: int,
-    texts: Mapping[str, str] = NO_TEXTS,
+    pixels: npt.NDArray[np.uint8], format: ImageFormat, *, quality: int, texts: Mapping[str, str] = NO_TEXTS
 ) -> bytes:
-    """Encode a picture (H, W, 3). `quality` is of the lossy formats.
-
-    Texts become chunks of a PNG; of the others, EXIF keeps the `parameters`, unless they are too long for a JPEG.
-    """
-    image = Image.fromarray(pixels)
-    if format == "png":
-        return _save(image, format, compress_level=PNG_LEVEL, pnginfo=_chunks(texts))
-    exif = _exif(texts.get(PARAMETERS))
-    fits = format != "jpeg" or len(exif) <= MOST_JPEG_EXIF_BYTES
-    return _save(image, format, quality=quality, exif=exif if fits else b"")
-
-
-def _chunks(texts: Mapping[str, str]) -> PngInfo:
-    chunks = PngInfo()
-    for name, text in texts.items():
-        chunks.add_text(name, text)  # tEXt for Latin, iTXt for all else
-    return chunks
-
-
-def _exif(parameters: str | None) -> bytes:
-    if parameters is None:
-        return b""
-    exif = Image.Exif()
-    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = user_comment(parameters)
-    return exif.tobytes()
+    """Encode a picture (H, W, 3), with what it says of its making."""
+    return picture_files.encode(Image.fromarray(pixels), format, quality=quality, texts=texts)
 
 
 def encode_thumb(pixels: npt.NDArray[np.uint8]) -> bytes:

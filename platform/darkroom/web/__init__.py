@@ -22,6 +22,7 @@ from darkroom.sweeper import Sweeper
 from darkroom.web import accounts, api, compat, guards, identity, limits, login, openapi, pages, problems, streams
 from darkroom.web.api import document
 from darkroom.web.background import Background
+from darkroom.web.converting import Converter
 from darkroom.web.form_pictures import let_pictures_in
 from darkroom.web.guards import check_bind
 from darkroom.web.hub import Hub
@@ -84,6 +85,7 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
         destinations,
         Pace(database, lease_seconds=settings.lease_seconds),
         PictureReader(),
+        Converter(),
     )
 
     problems.install(app)

@@ -164,6 +164,12 @@ class Hub:
                 if not self._owners[owner]:
                     del self._owners[owner]
 
+    def peek(self, job_id: UUID, *, num_images: int) -> tuple[Preview, ...]:
+        """Read a job's latest previews, and ask for the next ones, without following it: for who looks now and then."""
+        self._previews.watch(job_id)
+        found = (self._previews.read(job_id, n) for n in range(num_images))
+        return tuple(preview for preview in found if preview)
+
     def _join(self, mailbox: Mailbox) -> None:
         if self._stopping.is_set():
             mailbox.close()

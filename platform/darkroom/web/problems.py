@@ -30,6 +30,7 @@ from darkroom.errors import (
     KeyRevoked,
     NoPlaceToWait,
     ObjectNotFound,
+    PictureUnreadable,
     QuotaExceeded,
     RequestDiffers,
     StorageError,
@@ -231,6 +232,8 @@ def _of_failure(error: Exception) -> Problem:
             problem = Problem(503, "database_unavailable", "The database does not answer. Try again.", (), RETRY_AFTER)
         case ObjectNotFound():
             problem = Problem(502, "picture_missing", "The picture's file is missing from the storage.")
+        case PictureUnreadable():
+            problem = Problem(502, "picture_broken", "The picture's file cannot be read.")
         case StorageError():
             problem = Problem(503, "storage_unavailable", "The storage does not answer. Try again.", (), RETRY_AFTER)
         case _:

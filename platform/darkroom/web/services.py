@@ -31,6 +31,7 @@ from darkroom.keys import KeyRing
 from darkroom.params import resolve
 from darkroom.storage import Storage, upload_key
 from darkroom.web.background import Background
+from darkroom.web.converting import Converter
 from darkroom.web.identity import current
 from darkroom.web.pace import Eta, Pace
 from darkroom.web.submission import Rules, Submission
@@ -90,6 +91,7 @@ class Services:
     destinations: Destinations
     pace: Pace
     pictures: PictureReader
+    converter: Converter
 
     def rules(self) -> Rules:
         """What a request of whoever asks is held to."""
@@ -202,6 +204,10 @@ class Services:
         progress = self.progress.read(job.id) if job.state is JobState.RUNNING else None
         return Sight(job, position, progress, self.pace.eta(job, position=position, progress=progress))
 
+    def at(self, job: JobRecord, *, progress: Mapping[str, Any]) -> Sight:
+        """Look at a job that develops, for who knows how far it is. Asks nobody."""
+        return Sight(job, None, progress, self.pace.eta(job, position=None, progress=progress))
+
     def _position_of(self, job: JobRecord) -> int | None:
         if job.num_ahead is None:
             return jobs.position(self.database, job.id)
@@ -275,6 +281,26 @@ class Services:
         ttl_seconds = self.settings.job_ttl_seconds
         with self._inputs_are_there():
             job = jobs.retry(self.database, ended.id, ttl_seconds=ttl_seconds, job_class=job_class, **self._whose())
+        self.background.notify(job.id, model=job.model)
+        return job
+
+    def again(self, job_id: str, **changes: Any) -> JobRecord:
+        """Submit a job once more, with some parameters changed, ahead of bulk work; unchanged, it names the old one.
+
+        Raises JobNotFound, UnknownModel, InvalidParameters, or what admission raises.
+        """
+        before = jobs.get(self.database, job_uuid(job_id), owner=current().owner)
+        params = resolve(self.catalog.get(before.model), before.params.model_dump() | changes)
+        new = NewJob(
+            before.model,
+            params,
+            JobClass.INTERACTIVE,
+            self.settings.job_ttl_seconds,
+            retention_seconds=before.retention_seconds,
+            retry_of=None if changes else before.id,
+        )
+        with self._inputs_are_there():
+            job = jobs.submit(self.database, new, **self._whose())
         self.background.notify(job.id, model=job.model)
         return job
 

@@ -6,9 +6,16 @@ A view reads HTTP, makes one call, writes HTTP; what a page says of a job is put
 from dataclasses import dataclass
 
 from darkroom.web.identity import Rule, known
-from darkroom.web.pages import form, gallery, job, recent, theme
+from darkroom.web.pages import form, gallery, job, recent, shared, theme
 
-BLUEPRINTS = (form.blueprint, recent.blueprint, job.blueprint, gallery.blueprint, theme.blueprint)
+BLUEPRINTS = (
+    form.blueprint,
+    recent.blueprint,
+    job.blueprint,
+    shared.blueprint,
+    gallery.blueprint,
+    theme.blueprint,
+)
 
 
 @dataclass(frozen=True)

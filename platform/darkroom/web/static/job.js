@@ -1,66 +1,81 @@
-// Follows a job without reloading. The page works without this file.
+// More of a job's page: the walk shown large, texts copied, a stream that stays open out of sight. All the rest of the
+// page, what changes on it included, comes from the server. Nothing here is needed to follow a job or to keep its picture.
+import { announce } from "darkroom";
 
-const POLL_MS = 1000;
-const WORDS = { queued: "Waiting", running: "Developing", succeeded: "Developed", failed: "Failed", canceled: "Canceled", expired: "Expired" };
-const STAGES = { fetch: "Fetching the picture that it begins from.", encode: "Reading the prompt.", decode: "Fixing the picture.", upload: "Storing the picture." }; // as in wording.py
+const TOLD_MS = 2000;
+// A browser keeps few connections to one host: so many tabs may go on listening while nobody looks at them.
+const TABS_OUT_OF_SIGHT = 3;
 
-function stageSentence(job) {
-  if (job.state === "queued") {
-    if (job.position === null) return "Waiting in the line.";
-    return job.position === 0 ? "Next in the line." : `${job.position} ${job.position === 1 ? "job" : "jobs"} ahead of it.`;
-  }
-  const progress = job.progress;
-  if (progress && progress.stage === "denoise") return `Step ${progress.step} of ${progress.num_steps}.`;
-  return (progress && STAGES[progress.stage]) || "A worker has it.";
+/** Draw a frame of a walk, which lies in one picture beside the others, over the picture that it led to. */
+export function showFrame(frame, walk, step, numFrames) {
+  const canvas = frame.querySelector("canvas") ?? frame.appendChild(document.createElement("canvas"));
+  const width = walk.naturalWidth / numFrames;
+  canvas.hidden = step >= numFrames - 1;
+  canvas.width = width;
+  canvas.height = walk.naturalHeight;
+  canvas.getContext("2d").drawImage(walk, step * width, 0, width, canvas.height, 0, 0, width, canvas.height);
 }
 
-function showProgress(job) {
-  const bar = document.getElementById("steps");
-  const progress = job.progress;
-  const isCounting = Boolean(progress && progress.num_steps && ["denoise", "decode", "upload"].includes(progress.stage));
-  if (bar && isCounting) {
-    bar.max = progress.num_steps;
-    bar.value = progress.step;
-  } else if (bar) {
-    bar.removeAttribute("value");
-  }
-  const sentence = document.getElementById("sentence");
-  const text = stageSentence(job);
-  if (sentence && sentence.textContent !== text) sentence.textContent = text;
-  const count = isCounting ? `${progress.step}/${progress.num_steps} ` : "";
-  document.title = `${count}${WORDS[job.state]} · Darkroom`;
+/** How many frames a walk has: each has the shape of the picture. */
+export function countFrames(walk, picture) {
+  return Math.max(1, Math.round((walk.naturalWidth * picture.height) / (walk.naturalHeight * picture.width)));
 }
 
-// A new state changes more than a bar: take the server's own page for it, and say the change aloud once.
-async function showState(job) {
-  const response = await fetch(location.href, { headers: { Accept: "text/html" }, cache: "no-store" });
-  if (!response.ok) throw new Error(String(response.status));
-  const page = new DOMParser().parseFromString(await response.text(), "text/html");
-  const fresh = page.getElementById("job");
-  document.getElementById("job").replaceWith(fresh);
-  document.title = page.title;
-  document.getElementById("announcement").textContent = `${WORDS[job.state]}. ${fresh.querySelector("#sentence").textContent}`;
-  return fresh;
+function prepareWalk(walk, slider) {
+  const frame = document.getElementById(slider.dataset.scrub);
+  const numFrames = countFrames(walk, frame.querySelector("img"));
+  slider.max = slider.value = String(numFrames - 1);
+  slider.addEventListener("input", () => showFrame(frame, walk, slider.valueAsNumber, numFrames));
+  walk.addEventListener("click", (event) => {
+    slider.value = String(Math.floor((event.offsetX / walk.clientWidth) * numFrames));
+    slider.dispatchEvent(new Event("input"));
+  });
 }
 
-async function followJob() {
-  let article = document.getElementById("job");
-  const lost = document.getElementById("lost");
-  while (article && article.dataset.follow) {
-    await new Promise((wake) => setTimeout(wake, POLL_MS));
-    try {
-      const response = await fetch(article.dataset.follow, { cache: "no-store" });
-      if (response.status === 404) return location.reload();
-      if (!response.ok) throw new Error(String(response.status));
-      const job = await response.json();
-      const isSame = job.state === article.dataset.state && String(job.attempt) === article.dataset.attempt;
-      if (isSame) showProgress(job);
-      else article = await showState(job);
-      lost.hidden = true;
-    } catch {
-      lost.hidden = false; // the network, or Darkroom restarting: ask again
-    }
+function prepareWalks() {
+  for (const slider of document.querySelectorAll("[data-scrub]:not([data-ready])")) {
+    const walk = slider.closest(".walk").querySelector("[data-walk]");
+    slider.dataset.ready = "";
+    walk.decode().then(() => prepareWalk(walk, slider), () => slider.closest(".scrub").remove());
   }
 }
 
-followJob();
+function select(element) {
+  element.closest("details")?.setAttribute("open", "");
+  getSelection().selectAllChildren(element);
+}
+
+// Where the page came over plain HTTP from another host, a browser lets no script copy: the person can.
+async function copy(button) {
+  const source = document.getElementById(button.dataset.copy);
+  const isCopied = await navigator.clipboard?.writeText(source.textContent).then(() => true, () => false);
+  if (!isCopied) select(source);
+  const title = [...button.childNodes];
+  const told = isCopied ? button.dataset.done : button.dataset.undone;
+  button.replaceChildren(told);
+  announce(told);
+  setTimeout(() => button.replaceChildren(...title), TOLD_MS);
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (button) copy(button);
+});
+
+// Out of sight a stream is given up, and the title stands still: but a few tabs, each with a lock, may go on listening.
+async function goOnOutOfSight() {
+  let isHeld = false;
+  document.addEventListener("visibilitychange", (event) => isHeld && document.hidden && event.stopImmediatePropagation());
+  for (let n = 0; n < TABS_OUT_OF_SIGHT && !isHeld; n++) {
+    isHeld = await new Promise((answer) => {
+      navigator.locks.request(`darkroom-stream-${n}`, { ifAvailable: true }, (lock) => {
+        answer(lock !== null);
+        return lock && new Promise((release) => document.addEventListener("ended", release, { once: true }));
+      });
+    });
+  }
+}
+
+if (navigator.locks && document.querySelector("[hx-sse\\:connect]")) goOnOutOfSight();
+document.addEventListener("htmx:after:swap", prepareWalks);
+prepareWalks();

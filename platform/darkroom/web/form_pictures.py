@@ -30,7 +30,11 @@ def let_pictures_in() -> None:
 def sent_picture() -> bytes:
     """The file that came with the form; empty where none did."""
     file = request.files.get("picture")
-    return file.read() if file else b""
+    if not file:
+        return b""
+    with file.stream as stream:  # a large one is a file on the disk
+        body: bytes = stream.read()
+    return body
 
 
 def with_picture(typed: Mapping[str, str], body: bytes) -> dict[str, str]:

@@ -15,7 +15,7 @@ from darkroom.web.pages import live
 from darkroom.web.services import Sight, services
 from darkroom.web.wording import sentence_of
 
-RECENT = 6
+RECENT = 8
 # How late the end of another job may show while one develops.
 GLANCE_SECONDS = 1.0
 

@@ -248,6 +248,16 @@ class Services:
         if jobs.erase(self.database, erased, owner=current().owner):
             self.background.announce_cancel(erased)
 
+    def erase_many(self, job_ids: Sequence[UUID]) -> None:
+        """Take several jobs away for good; what is not there any more is passed over."""
+        for job_id in jobs.erase_many(self.database, job_ids, owner=current().owner):
+            self.background.announce_cancel(job_id)
+
+    def find_jobs(self, job_ids: Sequence[UUID]) -> list[JobRecord]:
+        """Read several jobs of who asks, in this order; what is not there is left out."""
+        found = jobs.get_many(self.database, job_ids)
+        return [found[job_id] for job_id in job_ids if job_id in found and found[job_id].owner == current().owner]
+
     def batch(self, batch_id: str) -> BatchRecord:
         """Look at how far a batch is. Raises BatchNotFound."""
         return jobs.get_batch(self.database, batch_uuid(batch_id), owner=current().owner)

@@ -20,7 +20,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Date, DateTime, Dialect, Executable, MetaData, Table, create_engine, event
+from sqlalchemy import Date, DateTime, Dialect, Double, Executable, MetaData, Table, create_engine, event
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -127,6 +127,50 @@ def _today_on_postgresql(_element: today, _compiler: Any, **_kw: Any) -> str:
 @compiles(today, "sqlite")
 def _today_on_sqlite(_element: today, _compiler: Any, **_kw: Any) -> str:
     return "date('now')"
+
+
+class seconds_between(FunctionElement[float]):  # noqa: N801
+    """From an earlier moment to a later one, in seconds."""
+
+    type = Double()
+    inherit_cache = True
+
+    def __init__(self, later: SQLColumnExpression[Any], earlier: SQLColumnExpression[Any]) -> None:
+        super().__init__(later, earlier)
+
+
+@compiles(seconds_between, "postgresql")
+def _seconds_on_postgresql(element: seconds_between, compiler: Any, **kw: Any) -> str:
+    later, earlier = (compiler.process(each, **kw) for each in element.clauses)
+    return f"CAST(extract(epoch FROM {later} - {earlier}) AS double precision)"
+
+
+@compiles(seconds_between, "sqlite")
+def _seconds_on_sqlite(element: seconds_between, compiler: Any, **kw: Any) -> str:
+    later, earlier = (compiler.process(each, **kw) for each in element.clauses)
+    return f"((julianday({later}) - julianday({earlier})) * 86400.0)"
+
+
+class later(FunctionElement[datetime]):  # noqa: N801
+    """A moment, so many seconds later, to the millisecond."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+    def __init__(self, moment: SQLColumnExpression[Any], seconds: SQLColumnExpression[Any]) -> None:
+        super().__init__(moment, seconds)
+
+
+@compiles(later, "postgresql")
+def _later_on_postgresql(element: later, compiler: Any, **kw: Any) -> str:
+    moment, seconds = (compiler.process(each, **kw) for each in element.clauses)
+    return f"({moment} + make_interval(secs => {seconds}))"
+
+
+@compiles(later, "sqlite")
+def _later_on_sqlite(element: later, compiler: Any, **kw: Any) -> str:
+    moment, seconds = (compiler.process(each, **kw) for each in element.clauses)
+    return f"strftime('%Y-%m-%d %H:%M:%f000', {moment}, ({seconds}) || ' seconds')"
 
 
 class Database:

@@ -80,6 +80,10 @@ class Notice:
                 logger.warning("intake_untold", reason=str(error))
         return self._pause
 
+    def forget(self) -> None:
+        """Look anew: it was changed here."""
+        self._read_at = None
+
 
 def _pause(row: Intake) -> Pause:
     return Pause(row.reason, row.paused_by, row.paused_at)

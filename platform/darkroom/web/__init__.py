@@ -26,6 +26,7 @@ from darkroom.web.converting import Converter
 from darkroom.web.form_pictures import let_pictures_in
 from darkroom.web.guards import check_bind
 from darkroom.web.hub import Hub
+from darkroom.web.overview import Overlook
 from darkroom.web.pace import Pace
 from darkroom.web.services import Services
 from darkroom.web.uploads import PictureReader
@@ -72,6 +73,7 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
     waiting = Waiting(hub, database=database, num_places=settings.web_waiters)
     destinations = Destinations.read(settings.webhook_allow)
     courier = Courier(database, Sender(destinations))
+    notice = Notice(database)
     background = Background(relay, sweeper, crier, hub, courier)
     app.extensions["darkroom"] = Services(
         settings,
@@ -86,6 +88,8 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
         Pace(database, lease_seconds=settings.lease_seconds),
         PictureReader(),
         Converter(),
+        notice,
+        Overlook(settings, database),
     )
 
     problems.install(app)
@@ -110,7 +114,7 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
     app.add_template_global(identity.known, "identity")
     app.add_template_global(pages.places, "places")
     app.add_template_global(pages.theme.chosen, "theme")
-    app.add_template_global(Notice(database).read, "intake_pause")
+    app.add_template_global(notice.read, "intake_pause")
     identity.check_rules(app)
     return app
 

@@ -107,7 +107,9 @@ def show_intake() -> Response:
 def pause_intake() -> Response:
     """Take no more jobs: every submit is 503 with this reason. What was taken goes on."""
     reason = read_as(NewPause).reason
-    return answer(intake_document(intake.pause(services().database, reason=reason, paused_by=current().owner)))
+    pause = intake.pause(services().database, reason=reason, paused_by=current().owner)
+    services().notice.forget()
+    return answer(intake_document(pause))
 
 
 @blueprint.post("/api/v1/admin/intake/resume", responses={200: schemas.IntakeDocument, **problems(*WITH_A_BODY)})
@@ -115,6 +117,7 @@ def pause_intake() -> Response:
 def resume_intake() -> Response:
     """Take jobs again."""
     intake.resume(services().database, resumed_by=current().owner)
+    services().notice.forget()
     return answer(intake_document(None))
 
 
@@ -154,8 +157,13 @@ def requeue_job(job_id: str) -> Response:
 
 def read_as(model: type[Body]) -> Body:
     """Read the request's body. Raises InvalidParameters with every bad field."""
+    return validated(model, read_json(read_body(request)))
+
+
+def validated(model: type[Body], document: Any) -> Body:
+    """Hold a document to its shape. Raises InvalidParameters with every bad field."""
     try:
-        return model.model_validate(read_json(read_body(request)))
+        return model.model_validate(document)
     except ValidationError as error:
         raise InvalidParameters(_field_error(fault, model) for fault in error.errors(include_url=False)) from error
 

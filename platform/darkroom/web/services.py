@@ -26,6 +26,7 @@ from darkroom.errors import (
     UploadNotFound,
 )
 from darkroom.events import ProgressBoard
+from darkroom.intake import Notice
 from darkroom.jobs import BatchRecord, ImageRecord, JobClass, JobRecord, JobState, NewJob, UploadRecord
 from darkroom.keys import KeyRing
 from darkroom.params import resolve
@@ -33,6 +34,7 @@ from darkroom.storage import Storage, upload_key
 from darkroom.web.background import Background
 from darkroom.web.converting import Converter
 from darkroom.web.identity import current
+from darkroom.web.overview import Overlook
 from darkroom.web.pace import Eta, Pace
 from darkroom.web.submission import Rules, Submission
 from darkroom.web.uploads import PictureReader, read_data_url
@@ -92,6 +94,8 @@ class Services:
     pace: Pace
     pictures: PictureReader
     converter: Converter
+    notice: Notice
+    overlook: Overlook
 
     def rules(self) -> Rules:
         """What a request of whoever asks is held to."""

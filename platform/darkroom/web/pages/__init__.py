@@ -6,7 +6,7 @@ A view reads HTTP, makes one call, writes HTTP; what a page says of a job is put
 from dataclasses import dataclass
 
 from darkroom.web.identity import Rule, known
-from darkroom.web.pages import form, gallery, job, recent, shared, theme
+from darkroom.web.pages import admin, form, gallery, job, keys, recent, shared, theme
 
 BLUEPRINTS = (
     form.blueprint,
@@ -15,6 +15,8 @@ BLUEPRINTS = (
     shared.blueprint,
     gallery.blueprint,
     theme.blueprint,
+    admin.blueprint,
+    keys.blueprint,
 )
 
 
@@ -30,6 +32,7 @@ class Place:
 PLACES = (
     Place("form.show", "Develop"),
     Place("gallery.show", "Gallery"),
+    Place("admin.show", "Admin", "admin"),
 )
 
 __all__ = ["BLUEPRINTS", "places"]

@@ -1,4 +1,4 @@
-"""Say how many rows a worker runs at a step, and add up what is stored
+"""Say how many rows a worker runs at a step
 
 Revision ID: 0008
 Revises: 0005
@@ -14,7 +14,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Say how many rows a worker runs at a step, and add up what is stored."""
+    """Say how many rows a worker runs at a step."""
     op.add_column("workers", sa.Column("rows_per_step", sa.Double(), nullable=True))
 
 

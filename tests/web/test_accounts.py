@@ -118,6 +118,12 @@ def login_form(browser: Any) -> Any:
     return form
 
 
+def test_part_of_a_page_without_a_key_has_the_page_ask_for_itself(client: FlaskClient, app_database: Database) -> None:
+    make(app_database)
+    response = client.get("/estimate", headers={"HX-Request": "true"})
+    assert (response.status_code, response.headers["HX-Refresh"], response.data) == (401, "true", b"")
+
+
 def test_person_logs_in_with_a_key_goes_where_they_wanted_to_and_out_again(
     client: FlaskClient, browser: Any, app_database: Database
 ) -> None:

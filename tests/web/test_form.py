@@ -140,6 +140,12 @@ def test_size_is_a_preset_or_one_s_own(browser: Any, client: FlaskClient) -> Non
     assert (params["width"], params["height"]) == (200, 320)
 
 
+def test_every_shape_fits_a_model_that_takes_no_larger_side_than_its_own(shopper: Any) -> None:
+    page = shopper.open("/?model=large")
+    presets = [tag["value"] for tag in page.all("input") if tag.get("type") == "radio"]
+    assert presets == ["1024x1024", "768x1024", "1024x768", "576x1024", "1024x576", "own"]
+
+
 def test_line_ends_of_a_browser_are_those_of_a_program(browser: Any, client: FlaskClient) -> None:
     browser.send(browser.open("/").forms[0], prompt="a house\r\nby the sea")
     assert client.get("/api/v1" + browser.path).json["params"]["prompt"] == "a house\nby the sea"

@@ -164,18 +164,16 @@ def _ticked(**is_ticked: bool) -> dict[str, str]:
 
 
 def size_presets(entry: ModelEntry) -> tuple[SizePreset, ...]:
-    """The usual shapes at the model's own number of pixels, each within its limits."""
-    pixels = entry.defaults.width * entry.defaults.height
-    presets = {
-        preset.value: preset
-        for preset in (_preset(entry, title, sqrt(pixels * w / h), sqrt(pixels * h / w)) for title, w, h in SHAPES)
-    }
+    """The usual shapes at the model's own number of pixels, or as near to it as its limits let them be."""
+    presets = {preset.value: preset for preset in (_preset(entry, *shape) for shape in SHAPES)}
     return tuple(preset for preset in presets.values() if _is_within(entry, preset))
 
 
-def _preset(entry: ModelEntry, title: str, width: float, height: float) -> SizePreset:
-    multiple = entry.limits.size_multiple
-    return SizePreset(title, round(width / multiple) * multiple, round(height / multiple) * multiple)
+def _preset(entry: ModelEntry, title: str, across: int, down: int) -> SizePreset:
+    multiple, pixels = entry.limits.size_multiple, entry.defaults.width * entry.defaults.height
+    most = entry.limits.max_size / max(across, down)
+    scale = min(sqrt(pixels / (across * down)), most)
+    return SizePreset(title, round(across * scale / multiple) * multiple, round(down * scale / multiple) * multiple)
 
 
 def _is_within(entry: ModelEntry, preset: SizePreset) -> bool:

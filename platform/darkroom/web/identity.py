@@ -96,7 +96,7 @@ def install(app: Flask, settings: Settings, ring: KeyRing) -> None:
             return None
         identity = identify(ring, is_open=is_open)
         if identity is None and not is_for_programs(request.path):
-            return redirect(login_path(), 303)
+            return to_login()
         if identity is None:
             raise Refused(401, "key_missing", "A key is asked for here: Authorization: Bearer <key>.", CHALLENGE)
         if rule not in identity.scopes:
@@ -155,6 +155,13 @@ def begin_session(key: KeyRecord) -> None:
     """Let a browser in by cookie from now on, until it logs out or the key is revoked. The cookie holds no key."""
     session.clear()
     session[SESSION_KEY] = str(key.id)
+
+
+def to_login() -> Response:
+    """Send a person to show a key. Where htmx asked for a part of a page, the page asks for itself, and is sent."""
+    if "HX-Request" in request.headers:
+        return Response(status=401, headers={"HX-Refresh": "true"})
+    return redirect(login_path(), 303)
 
 
 def login_path() -> str:

@@ -160,6 +160,7 @@ function onChange({ target }) {
 function onSwap({ detail }) {
   if (detail.ctx.target !== "#enlarger" && detail.ctx.target?.id !== "enlarger") return;
   prepare();
+  announce(form().querySelector(".note")?.textContent ?? "");
   saveDraft();
   remember("model", form().dataset.model);
 }

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -47,8 +47,8 @@ class Mail:
 class Mailbox:
     """What one follower has not read yet."""
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
+    def __init__(self, changed: threading.Condition | None = None) -> None:
+        self._changed = changed or threading.Condition()
         self._events: deque[EventRecord] = deque()
         self._progress: Mapping[str, Any] | None = None
         self._previews: dict[int, Preview] = {}
@@ -57,14 +57,16 @@ class Mailbox:
     def take(self, *, seconds: float) -> Mail:
         """Wait at most so long for something new, and take it. The last mail comes at once, again and again."""
         with self._changed:
-            self._changed.wait_for(self._has_mail, seconds)
+            self._changed.wait_for(lambda: self.has_mail, seconds)
             mail = Mail(tuple(self._events), self._progress, tuple(self._previews.values()), self._is_closed)
             self._events.clear()
             self._progress = None
             self._previews.clear()
             return mail
 
-    def _has_mail(self) -> bool:
+    @property
+    def has_mail(self) -> bool:
+        """Whether there is something to take."""
         return bool(self._is_closed or self._events or self._progress or self._previews)
 
     def put(self, event: EventRecord) -> None:
@@ -86,6 +88,20 @@ class Mailbox:
         with self._changed:
             self._is_closed = True
             self._changed.notify()
+
+
+class Mailboxes:
+    """What the follower of several jobs has not read yet: a mailbox for each, waited for together."""
+
+    def __init__(self, job_ids: Iterable[UUID]) -> None:
+        self._changed = threading.Condition()
+        self.of_jobs = {job_id: Mailbox(self._changed) for job_id in job_ids}
+
+    def take(self, *, seconds: float) -> dict[UUID, Mail]:
+        """Wait at most so long for something new of any job, and take what there is of each."""
+        with self._changed:
+            self._changed.wait_for(lambda: any(mailbox.has_mail for mailbox in self.of_jobs.values()), seconds)
+            return {job_id: mailbox.take(seconds=0) for job_id, mailbox in self.of_jobs.items() if mailbox.has_mail}
 
 
 @dataclass
@@ -121,12 +137,12 @@ class Hub:
         self._loop = Loop("hub", self._turn, pause_seconds=0)
 
     @contextmanager
-    def follow(self, job_id: UUID, *, num_images: int = 0) -> Iterator[Mailbox]:
+    def follow(self, job_id: UUID, *, num_images: int = 0, mailbox: Mailbox | None = None) -> Iterator[Mailbox]:
         """Follow a job; with `num_images`, its progress and the previews of so many pictures too.
 
         Read the history only after this: what commits in between is then told twice rather than never.
         """
-        mailbox = Mailbox()
+        mailbox = mailbox or Mailbox()
         with self._lock:
             followed = self._jobs.setdefault(job_id, _Followed())
             followed.mailboxes.add(mailbox)
@@ -143,6 +159,15 @@ class Hub:
                 followed.watchers.discard(mailbox)
                 if not followed.mailboxes and self._jobs.get(job_id) is followed:
                     del self._jobs[job_id]
+
+    @contextmanager
+    def follow_together(self, job_ids: Iterable[UUID]) -> Iterator[Mailboxes]:
+        """Follow several jobs, their progress, and the previews of the first picture of each."""
+        mailboxes = Mailboxes(job_ids)
+        with ExitStack() as following:
+            for job_id, mailbox in mailboxes.of_jobs.items():
+                following.enter_context(self.follow(job_id, num_images=1, mailbox=mailbox))
+            yield mailboxes
 
     @contextmanager
     def follow_owner(self, owner: str) -> Iterator[Mailbox]:

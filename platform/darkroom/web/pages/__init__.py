@@ -6,13 +6,14 @@ A view reads HTTP, makes one call, writes HTTP; what a page says of a job is put
 from dataclasses import dataclass
 
 from darkroom.web.identity import Rule, known
-from darkroom.web.pages import admin, form, gallery, job, keys, recent, shared, theme
+from darkroom.web.pages import admin, compare, form, gallery, job, keys, recent, shared, theme
 
 BLUEPRINTS = (
     form.blueprint,
     recent.blueprint,
     job.blueprint,
     shared.blueprint,
+    compare.blueprint,
     gallery.blueprint,
     theme.blueprint,
     admin.blueprint,
@@ -31,6 +32,7 @@ class Place:
 
 PLACES = (
     Place("form.show", "Develop"),
+    Place("compare.show", "Compare"),
     Place("gallery.show", "Gallery"),
     Place("admin.show", "Admin", "admin"),
 )

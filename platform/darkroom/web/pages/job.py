@@ -16,9 +16,9 @@ from darkroom.models import FINAL_STATES
 from darkroom.params import MAX_SEED
 from darkroom.previews import Preview
 from darkroom.storage import CONTENT_TYPES
-from darkroom.web import snippets
+from darkroom.web import comparison, snippets
 from darkroom.web.api.images import EXTENSIONS
-from darkroom.web.documents import image_path
+from darkroom.web.documents import image_path, page_path
 from darkroom.web.hub import Mailbox
 from darkroom.web.identity import asks, current, known
 from darkroom.web.pages import live, shared
@@ -26,6 +26,7 @@ from darkroom.web.queries import one_of, read_query
 from darkroom.web.services import Sight, job_uuid, services
 from darkroom.web.wording import (
     FILES,
+    Fact,
     announcement_of,
     moment,
     moments_of,
@@ -65,7 +66,7 @@ def show(job_id: str) -> Response:
         share=shared.share(sight.job, days=int(days)) if is_shared else None,
         share_days=shared.DAYS,
         parameters=parameters_in_words(sight.job),
-        provenance=provenance_of(sight.job, _entry_of(sight.job)),
+        provenance=[*provenance_of(sight.job, _entry_of(sight.job)), *_company_of(sight.job)],
         stages=stages_of(sight.job),
         moments=moments_of(sight.job),
         num_frames=walk_frames(sight.job.params),
@@ -147,6 +148,23 @@ def _entry_of(job: JobRecord) -> ModelEntry | None:
         return services().catalog.get(job.model)
     except UnknownModel:
         return None
+
+
+def _company_of(job: JobRecord) -> list[Fact]:
+    """Which jobs it belongs to."""
+    facts = []
+    if job.retry_of:
+        facts.append(Fact("Once more", "the earlier job", link=page_path(job.retry_of)))
+    batch = services().batch(str(job.batch_id)) if job.batch_id else None
+    if batch and comparison.FEWEST <= batch.num_jobs <= comparison.MOST:
+        facts.append(
+            Fact(
+                "Asked for together",
+                f"{batch.num_jobs} side by side",
+                link=url_for("compare.show_batch", batch_id=batch.id),
+            )
+        )
+    return facts
 
 
 def _copies_of(job: JobRecord) -> dict[str, str]:

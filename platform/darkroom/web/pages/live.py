@@ -8,14 +8,15 @@ A page holds `<div hx-sse:connect="..." hx-sse:close="ended" hx-swap="none" data
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TypeVar
+from uuid import UUID
 
 from flask import Response, stream_with_context
 
 from darkroom.errors import DatabaseUnavailable, JobNotFound
-from darkroom.web.hub import Mail, Mailbox
+from darkroom.web.hub import Mail, Mailbox, Mailboxes
 from darkroom.web.identity import current, is_still_let_in
 from darkroom.web.services import services
 from darkroom.web.streams import FAREWELL, HEADERS, HEARTBEAT, OPENING
@@ -60,9 +61,22 @@ def _frames(following: AbstractContextManager[T], tell: Callable[[T], Iterator[s
 def next_mail(mailbox: Mailbox, *, seconds: float) -> Mail:
     """Wait at most so long for mail. Raises SentAway when none will come, or who asked is not let in any more."""
     mail = mailbox.take(seconds=seconds)
-    if (mail.is_last and not mail.events) or not is_still_let_in(current(), services().keys, "read"):
-        raise SentAway
+    _check([mail])
     return mail
+
+
+def next_mails(mailboxes: Mailboxes, *, seconds: float) -> dict[UUID, Mail]:
+    """The same for several jobs, by job."""
+    mails = mailboxes.take(seconds=seconds)
+    _check(mails.values())
+    return mails
+
+
+def _check(mails: Iterable[Mail]) -> None:
+    if any(mail.is_last and not mail.events for mail in mails):
+        raise SentAway
+    if not is_still_let_in(current(), services().keys, "read"):
+        raise SentAway
 
 
 def message(html: str) -> bytes:

@@ -6,38 +6,29 @@ const TOLD_MS = 2000;
 // A browser keeps few connections to one host: so many tabs may go on listening while nobody looks at them.
 const TABS_OUT_OF_SIGHT = 3;
 
-/** Draw a frame of a walk, which lies in one picture beside the others, over the picture that it led to. */
-export function showFrame(frame, walk, step, numFrames) {
+// Draw a frame of a walk, where all lie side by side in one picture, over the picture that it led to.
+function drawFrame(walk, place) {
+  const frame = document.getElementById(walk.dataset.walk);
+  const picture = frame.querySelector("img");
   const canvas = frame.querySelector("canvas") ?? frame.appendChild(document.createElement("canvas"));
-  const width = walk.naturalWidth / numFrames;
-  canvas.hidden = step >= numFrames - 1;
-  canvas.width = width;
-  canvas.height = walk.naturalHeight;
-  canvas.getContext("2d").drawImage(walk, step * width, 0, width, canvas.height, 0, 0, width, canvas.height);
+  const { naturalWidth, naturalHeight: height } = walk;
+  const numFrames = Math.max(1, Math.round((naturalWidth * picture.height) / (height * picture.width)));
+  const width = naturalWidth / numFrames;
+  Object.assign(canvas, { width, height, hidden: place === 1 });
+  canvas.getContext("2d").drawImage(walk, Math.round(place * (numFrames - 1)) * width, 0, width, height, 0, 0, width, height);
 }
 
-/** How many frames a walk has: each has the shape of the picture. */
-export function countFrames(walk, picture) {
-  return Math.max(1, Math.round((walk.naturalWidth * picture.height) / (walk.naturalHeight * picture.width)));
-}
-
-function prepareWalk(walk, slider) {
-  const frame = document.getElementById(slider.dataset.scrub);
-  const numFrames = countFrames(walk, frame.querySelector("img"));
-  slider.max = slider.value = String(numFrames - 1);
-  slider.addEventListener("input", () => showFrame(frame, walk, slider.valueAsNumber, numFrames));
-  walk.addEventListener("click", (event) => {
-    slider.value = String(Math.floor((event.offsetX / walk.clientWidth) * numFrames));
-    slider.dispatchEvent(new Event("input"));
-  });
-}
-
-function prepareWalks() {
-  for (const slider of document.querySelectorAll("[data-scrub]:not([data-ready])")) {
-    const walk = slider.closest(".walk").querySelector("[data-walk]");
-    slider.dataset.ready = "";
-    walk.decode().then(() => prepareWalk(walk, slider), () => slider.closest(".scrub").remove());
+// One slider leads all walks of its section; those that are not here yet stay where they are.
+function scrub(slider) {
+  for (const walk of slider.closest(".walk").querySelectorAll("[data-walk]")) {
+    if (walk.complete && walk.naturalWidth) drawFrame(walk, slider.valueAsNumber / Number(slider.max));
   }
+}
+
+function scrubTo(walk, event) {
+  const slider = walk.closest(".walk").querySelector("[data-scrub]");
+  slider.value = String(Math.floor((event.offsetX / walk.clientWidth) * (Number(slider.max) + 1)));
+  scrub(slider);
 }
 
 function select(element) {
@@ -57,11 +48,6 @@ async function copy(button) {
   setTimeout(() => button.replaceChildren(...title), TOLD_MS);
 }
 
-document.addEventListener("click", (event) => {
-  const button = event.target.closest("[data-copy]");
-  if (button) copy(button);
-});
-
 // Out of sight a stream is given up, and the title stands still: but a few tabs, each with a lock, may go on listening.
 async function goOnOutOfSight() {
   let isHeld = false;
@@ -76,6 +62,14 @@ async function goOnOutOfSight() {
   }
 }
 
+document.addEventListener("input", ({ target }) => target.matches("[data-scrub]") && scrub(target));
+document.addEventListener("click", (event) => {
+  const { target } = event;
+  const button = target.closest("[data-copy]");
+  if (button) copy(button);
+  else if (target.matches("[data-walk]")) scrubTo(target, event);
+});
+document.addEventListener("htmx:after:swap", () => {
+  for (const slider of document.querySelectorAll("[data-scrub]")) if (slider.value !== slider.max) scrub(slider);
+});
 if (navigator.locks && document.querySelector("[hx-sse\\:connect]")) goOnOutOfSight();
-document.addEventListener("htmx:after:swap", prepareWalks);
-prepareWalks();

@@ -211,12 +211,6 @@ class Database:
                 yield session
                 session.flush()
 
-    @contextmanager
-    def at_once(self) -> Iterator[Connection]:
-        """A bare connection on which each statement is a transaction of its own: on PostgreSQL alone."""
-        with _faults(), self._reading.connect() as connection:
-            yield connection
-
     def in_one_trip(self, *steps: tuple[Executable, Mapping[str, Any]]) -> Any:
         """Execute statements as one transaction, on PostgreSQL alone, and return the last one's only row, or None.
 

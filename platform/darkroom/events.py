@@ -22,16 +22,15 @@ from sqlalchemy import (
     Integer,
     String,
     Text,
-    and_,
     bindparam,
     cast,
     func,
     insert,
     literal,
     literal_column,
-    or_,
     select,
     text,
+    tuple_,
 )
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.elements import ColumnElement
@@ -167,6 +166,16 @@ def end(database: Database) -> Cursor:
         return Cursor(*row) if row else Cursor()
 
 
+def is_behind(xid: Any, position: Any, *, is_postgresql: bool) -> ColumnElement[bool]:
+    """That a line lies behind a place in the order of all events, said so that an index leads there.
+
+    On SQLite every xid is 0, and its planner would use no more than that of the pair.
+    """
+    line = table_of(JobEvent).c
+    is_later: ColumnElement[bool] = line.position > position
+    return tuple_(line.xid, line.position) > tuple_(xid, position) if is_postgresql else is_later
+
+
 def read_all(
     database: Database, *, after: Cursor, owner: str | None = None, limit: int = 500
 ) -> tuple[list[EventRecord], Cursor]:
@@ -196,12 +205,13 @@ def _reading(*, is_postgresql: bool, is_owned: bool) -> Any:
     line, job = table_of(JobEvent).c, table_of(Job).c
     xid, position = bindparam("xid", type_=BigInteger()), bindparam("position", type_=BigInteger())
     query = select(table_of(JobEvent), job.owner).join(table_of(Job), job.id == line.job_id)
-    query = query.where(or_(line.xid > xid, and_(line.xid == xid, line.position > position)))
+    query = query.where(is_behind(xid, position, is_postgresql=is_postgresql))
     if is_postgresql:
         query = query.where(_IS_SETTLED)
     if is_owned:
         query = query.where(job.owner == bindparam("of_owner", type_=String()))
-    return query.order_by(line.xid, line.position).limit(bindparam("most", type_=Integer()))
+    order = (line.xid, line.position) if is_postgresql else (line.position,)
+    return query.order_by(*order).limit(bindparam("most", type_=Integer()))
 
 
 def _record(row: Any) -> EventRecord:

@@ -41,7 +41,9 @@ def read_events(served: Served, stream: socket.socket) -> int:
     """How many jobs have ended by what the stream of all of them tells, as soon as it has told of all."""
     ended, rest = 0, b""
     while ended < NUM_JOBS:
-        rest += stream.recv(1 << 20)
+        piece = stream.recv(1 << 20)
+        assert piece, f"the stream ended after {ended} jobs"
+        rest += piece
         ended += rest.count(b"event: done")
         rest = rest[-12:] if b"event: done" not in rest[-12:] else b""
     return ended

@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import event, insert, text
 from sqlalchemy.engine import Engine
 from uuid_utils.compat import uuid7
 
-from darkroom import jobs, keys
+from darkroom import events, jobs, keys
 from darkroom.db import Database
+from darkroom.events import Cursor
 from darkroom.jobs import JobClass, JobState, Lines, NewJob
 from darkroom.jobs.submitting import start_tag_of
 from darkroom.keys import Quotas
@@ -53,15 +55,25 @@ def count_rows(database: Database) -> None:
 
 @contextmanager
 def statements() -> Iterator[list[tuple[str, Any]]]:
-    """What is sent to the database meanwhile, to the letter."""
+    """What is sent to the database meanwhile, to the letter, by SQLAlchemy or by the driver itself."""
     sent: list[tuple[str, Any]] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        note_sent(statement, parameters)
+
+    def note_sent(statement: str, parameters: Any) -> None:
         if "jobs" in statement and "INSERT INTO jobs" not in statement and not statement.startswith("INSERT"):
             sent.append((statement, parameters))
 
+    def execute(driver: Any, statement: Any, parameters: Any = None, **more: Any) -> Any:
+        note_sent(statement, parameters)
+        return send(driver, statement, parameters, **more)
+
+    send = psycopg.Connection.execute
     event.listen(Engine, "before_cursor_execute", note)
+    psycopg.Connection.execute = execute  # type: ignore[method-assign] # what goes past SQLAlchemy
     yield sent
+    psycopg.Connection.execute = send  # type: ignore[method-assign]
     event.remove(Engine, "before_cursor_execute", note)
 
 
@@ -158,6 +170,28 @@ def rows_of(node: dict[str, Any]) -> Iterator[float]:
         yield read * node["Actual Loops"]
     for each in node.get("Plans", ()):
         yield from rows_of(each)
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_reader_of_all_events_reads_nothing_that_he_has_read_before(queue, database: Database) -> None:
+    for _ in range(MOST_ROWS):
+        queue.submit()
+    _, cursor = events.read_all(database, after=Cursor())
+    queue.submit()
+    with statements() as sent:
+        found, _ = events.read_all(database, after=cursor)
+    assert len(found) == 1
+    assert [num_rows_read(database, *each) <= 3 for each in sent] == [True]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_reader_of_all_events_begins_where_he_was(queue, database: Database) -> None:
+    with statements() as sent:
+        events.read_all(database, after=Cursor())
+    ((statement, parameters),) = sent
+    with database.connect() as connection:
+        plan = [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+    assert plan[0] == "SEARCH job_events USING INTEGER PRIMARY KEY (rowid>?)"
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

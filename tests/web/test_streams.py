@@ -19,6 +19,7 @@ from darkroom.keys import Quotas
 from darkroom.params import resolve
 from darkroom.previews import PreviewBoard
 from darkroom.web import create_app
+from darkroom.web.hub import MOST_UNREAD
 
 PATIENCE_SECONDS = 20
 WEBP = b"RIFF\x04\x00\x00\x00WEBP"
@@ -239,6 +240,23 @@ def test_stream_of_all_goes_on_behind_the_last_event_that_was_read(
     stream.close()
     worker.develop()
     assert names(follow("/api/v1/events", last).until("done")) == ["running", "succeeded", "image", "done"]
+
+
+def test_follower_for_whom_too_much_has_come_is_told_all_of_it(
+    follow: Callable[..., Stream], client: FlaskClient
+) -> None:
+    behind, other = follow("/api/v1/events"), follow("/api/v1/events")
+    for stream in (behind, other):
+        stream.until_comment("still here")
+    job_ids: list[str] = []
+    while len(job_ids) <= MOST_UNREAD:
+        batch = {"matrix": {"prompt": "a house", "seed": list(range(MOST_UNREAD // 2 + 1))}}
+        job_ids += client.post("/api/v1/jobs/batch", json=batch).get_json()["job_ids"]
+    for stream in (other, behind):  # when one was told the last, it has come for both
+        told: list[str] = []
+        while job_ids[-1] not in told:
+            told.append(stream.until("state")[-1].document["job_id"])
+        assert told == job_ids
 
 
 def test_events_of_another_owner_are_not_in_my_stream(app: Flask, follow: Callable[..., Stream], submit: Any) -> None:

@@ -78,9 +78,7 @@ def succeed(
             "new_timings": json.dumps(dict(timings)),
             "new_walk_key": walk_key,
         }
-        with database.at_once() as connection:
-            moved = connection.scalar(_succeeding(), values)
-        if moved is None:
+        if database.in_one_trip((_succeeding(), values)) is None:
             _refuse(job_id, attempt, JobState.SUCCEEDED)
         events.tell(database, [job_id])
     logger.info("job_succeeded", job_id=str(job_id), attempt=attempt)

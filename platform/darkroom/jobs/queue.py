@@ -9,6 +9,7 @@ from uuid import UUID
 import structlog
 from pydantic import ValidationError
 from sqlalchemy import (
+    ARRAY,
     Float,
     Integer,
     String,
@@ -90,7 +91,7 @@ def claim(
             "worker": worker_id,
             "lease_seconds": lease_seconds,
             "this_model": model,
-            "all_models": models,
+            "all_models": list(models),
             **fronts,
         }
         while found := _claim_first(database, values, num_looks=len(looks), is_empty=num_held == 0):
@@ -121,25 +122,13 @@ def _claim_first(database: Database, values: Mapping[str, Any], *, num_looks: in
     if database.is_sqlite:
         row = _claim_on_sqlite(database, values, num_looks=num_looks, is_empty=is_empty)
     else:
-        with database.at_once() as connection:
-            row = connection.execute(
-                _claiming_and_telling(num_looks=num_looks, is_empty=is_empty), values
-            ).one_or_none()
-        if row is not None:
-            events.tell(database, [row.id])
+        row = database.in_one_trip((_claiming_and_telling(num_looks=num_looks, is_empty=is_empty), values))
     if row is None:
         return None
-    found = _Found(
-        job_id=row.id,
-        owner=row.owner,
-        model=row.model,
-        job_class=JobClass(row.job_class),
-        params=row.params,
-        attempt=row.attempt,
-        is_solo=row.is_solo,
-        seconds_left=float(row.seconds_left),
-        start_tag=row.start_tag,
-    )
+    job_id, owner, model, job_class, params, attempt, is_solo, start_tag, _, seconds_left = row
+    if not database.is_sqlite:
+        events.tell(database, [job_id])
+    found = _Found(job_id, owner, model, JobClass(job_class), params, attempt, is_solo, float(seconds_left), start_tag)
     logger.info("job_claimed", job_id=str(found.job_id), attempt=found.attempt, worker=values["worker"])
     return found
 
@@ -178,7 +167,7 @@ def _claiming(*, num_looks: int, is_empty: bool, is_postgresql: bool) -> Any:
     """
     looks = [_front_id(n, is_empty=is_empty) for n in range(num_looks)]
     if is_empty:
-        looks = [_reserved(), *looks]
+        looks = [_reserved(is_postgresql=is_postgresql), *looks]
     table: Any = Job.__table__
     columns = ("id", "owner", "model", "job_class", "params", "attempt", "is_solo", "start_tag", "event_seq")
     return (
@@ -231,10 +220,15 @@ def _front_id(n: int, *, is_empty: bool) -> ScalarSelect[UUID]:
     return front.order_by(Job.start_tag, Job.id).limit(1).with_for_update(skip_locked=True).scalar_subquery()
 
 
-def _reserved() -> ScalarSelect[UUID]:
+def _reserved(*, is_postgresql: bool) -> ScalarSelect[UUID]:
     """The suspect that this worker has run empty for, wherever it stands in its line."""
+    is_held: ColumnElement[bool] = (
+        Job.model == func.any(bindparam("all_models", type_=ARRAY(String())))
+        if is_postgresql
+        else Job.model.in_(bindparam("all_models", expanding=True))
+    )
     mine = and_(Job.solo_worker_id == bindparam("worker", type_=String()), Job.solo_reserved_until >= now())
-    suspect = select(Job.id).where(QUEUED, SUSPECT, Job.model.in_(bindparam("all_models", expanding=True)), mine)
+    suspect = select(Job.id).where(QUEUED, SUSPECT, is_held, mine)
     return suspect.order_by(Job.queued_at).limit(1).with_for_update(skip_locked=True).scalar_subquery()
 
 

@@ -29,36 +29,45 @@ logger = structlog.get_logger(__name__)
 
 POLL_SECONDS = 1.0
 GLANCE_SECONDS = 0.25
-# Who reads so slowly that more than this wait for him is sent away; he comes back and is told from where he was.
+# For whom more than this wait unread, nothing more is kept: he reads the history from where he is, or is sent away and
+# comes back for it.
 MOST_UNREAD = 1000
 PAGE = 500
 
 
 @dataclass(frozen=True)
 class Mail:
-    """What came: events in order, and the latest progress and previews, if they are new."""
+    """What came: events in order, and the latest progress and previews, if they are new.
+
+    Who `is_behind` finds more in the history than came here.
+    """
 
     events: tuple[EventRecord, ...]
     progress: Mapping[str, Any] | None
     previews: tuple[Preview, ...]
     is_last: bool
+    is_behind: bool = False
 
 
 class Mailbox:
-    """What one follower has not read yet."""
+    """What one follower has not read yet. Who `catches_up` reads the history himself when it has become too much."""
 
-    def __init__(self, changed: threading.Condition | None = None) -> None:
+    def __init__(self, changed: threading.Condition | None = None, *, catches_up: bool = False) -> None:
         self._changed = changed or threading.Condition()
+        self._catches_up = catches_up
         self._events: deque[EventRecord] = deque()
         self._progress: Mapping[str, Any] | None = None
         self._previews: dict[int, Preview] = {}
         self._is_closed = False
+        self._is_behind = False
 
     def take(self, *, seconds: float) -> Mail:
         """Wait at most so long for something new, and take it. The last mail comes at once, again and again."""
         with self._changed:
             self._changed.wait_for(lambda: self.has_mail, seconds)
-            mail = Mail(tuple(self._events), self._progress, tuple(self._previews.values()), self._is_closed)
+            events, previews = tuple(self._events), tuple(self._previews.values())
+            mail = Mail(events, self._progress, previews, self._is_closed, self._is_behind)
+            self._is_behind = False
             self._events.clear()
             self._progress = None
             self._previews.clear()
@@ -67,13 +76,18 @@ class Mailbox:
     @property
     def has_mail(self) -> bool:
         """Whether there is something to take."""
-        return bool(self._is_closed or self._events or self._progress or self._previews)
+        return bool(self._is_closed or self._is_behind or self._events or self._progress or self._previews)
 
     def put(self, event: EventRecord) -> None:
-        """Add an event; a follower that does not read is sent away."""
+        """Add an event, unless it has become too much for this follower."""
         with self._changed:
-            self._events.append(event)
-            self._is_closed = self._is_closed or len(self._events) > MOST_UNREAD
+            if len(self._events) < MOST_UNREAD and not self._is_behind:
+                self._events.append(event)
+            elif self._catches_up:
+                self._is_behind = True
+                self._events.clear()
+            else:
+                self._is_closed = True
             self._changed.notify()
 
     def show(self, progress: Mapping[str, Any] | None, previews: Iterable[Preview]) -> None:
@@ -171,8 +185,9 @@ class Hub:
 
     @contextmanager
     def follow_owner(self, owner: str) -> Iterator[Mailbox]:
+    def follow_owner(self, owner: str, *, catches_up: bool = False) -> Iterator[Mailbox]:
         """Follow all jobs of an owner. As with one job: read the history only after this."""
-        mailbox = Mailbox()
+        mailbox = Mailbox(catches_up=catches_up)
         with self._lock:
             self._owners.setdefault(owner, set()).add(mailbox)
             self._join(mailbox)

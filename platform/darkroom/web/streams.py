@@ -132,20 +132,20 @@ class _Teller:
     def tell_of_owner(self, owner: str, after: Cursor | None) -> Iterator[bytes]:
         yield OPENING
         try:
-            with self._hub.follow_owner(owner) as mailbox:
+            with self._hub.follow_owner(owner, catches_up=True) as mailbox:
                 yield from self._of_owner(owner, after or events.end(self._database), mailbox)
         except DatabaseUnavailable:
             yield FAREWELL
 
     def _of_owner(self, owner: str, cursor: Cursor, mailbox: Mailbox) -> Iterator[bytes]:
         is_behind = True
-        while is_behind:
-            found, cursor = events.read_all(self._database, after=cursor, owner=owner, limit=PAGE)
-            ended = self._ended(found)
-            for event in found:
-                yield from _frames(event, _id_of(event.cursor), ended)
-            is_behind = len(found) == PAGE
         while True:
+            while is_behind:
+                found, cursor = events.read_all(self._database, after=cursor, owner=owner, limit=PAGE)
+                ended = self._ended(found)
+                for event in found:
+                    yield from _frames(event, _id_of(event.cursor), ended)
+                is_behind = len(found) == PAGE
             mail = mailbox.take(seconds=self._heartbeat_seconds)
             if not self._may_stay():
                 yield FAREWELL
@@ -158,6 +158,7 @@ class _Teller:
             if mail.is_last:
                 yield FAREWELL
                 return
+            is_behind = mail.is_behind
             if not mail.events:
                 yield HEARTBEAT
 

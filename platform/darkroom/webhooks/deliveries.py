@@ -19,6 +19,7 @@ from sqlalchemy import and_, func, insert, or_, select, text, tuple_, update
 from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql.elements import ColumnElement
 
+from darkroom import events
 from darkroom.db import Database, now
 from darkroom.errors import DeliveryNotFound
 from darkroom.models import (
@@ -124,17 +125,19 @@ def _make_cursor(session: Session) -> None:
 
 
 def _next_places(session: Session, after: tuple[int, int], *, limit: int) -> list[tuple[int, int]]:
-    place = tuple_(JobEvent.xid, JobEvent.position)
-    query = select(JobEvent.xid, JobEvent.position).where(place > tuple_(*after))
-    if session.get_bind().dialect.name == "postgresql":
+    is_postgresql = session.get_bind().dialect.name == "postgresql"
+    query = select(JobEvent.xid, JobEvent.position).where(events.is_behind(*after, is_postgresql=is_postgresql))
+    if is_postgresql:
         query = query.where(text("xid < pg_snapshot_xmin(pg_current_snapshot())::text::bigint"))
-    rows = session.execute(query.order_by(JobEvent.xid, JobEvent.position).limit(limit))
+        query = query.order_by(JobEvent.xid)
+    rows = session.execute(query.order_by(JobEvent.position).limit(limit))
     return [(row.xid, row.position) for row in rows]
 
 
 def _deliveries(session: Session, after: tuple[int, int], last: tuple[int, int]) -> Iterator[Mapping[str, Any]]:
     place = tuple_(JobEvent.xid, JobEvent.position)
-    in_batch = and_(place > tuple_(*after), place <= tuple_(*last))
+    is_postgresql = session.get_bind().dialect.name == "postgresql"
+    in_batch = and_(events.is_behind(*after, is_postgresql=is_postgresql), place <= tuple_(*last))
     event = (JobEvent.job_id, JobEvent.seq, JobEvent.type, Job.owner)
     order = (JobEvent.xid, JobEvent.position)
     named = select(*event, Job.webhook).join(Job, Job.id == JobEvent.job_id).where(in_batch, Job.webhook.is_not(None))

@@ -184,7 +184,6 @@ class Hub:
             yield mailboxes
 
     @contextmanager
-    def follow_owner(self, owner: str) -> Iterator[Mailbox]:
     def follow_owner(self, owner: str, *, catches_up: bool = False) -> Iterator[Mailbox]:
         """Follow all jobs of an owner. As with one job: read the history only after this."""
         mailbox = Mailbox(catches_up=catches_up)

@@ -6,6 +6,7 @@ is the real one; its engine counts one step, and its pictures go nowhere.
 
 import http.client
 import json
+import os
 import socket
 import subprocess
 import time
@@ -19,11 +20,12 @@ from tables import milliseconds, report
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
 
-NUM_ROUNDS = 5
+NUM_ROUNDS = int(os.environ.get("TEST_ROUNDS", "5"))
 NUM_JOBS = 1000
 NUM_CONNECTIONS = 8
 SLOTS = 16
-PATIENCE_SECONDS = 120.0
+# A round that takes longer has lost something.
+PATIENCE_SECONDS = 60.0
 STEP_SECONDS = 0.05
 NUM_CANCELS = 60
 BODY = json.dumps({"prompt": "a red house", "seed": 1, "num_inference_steps": 1}).encode()

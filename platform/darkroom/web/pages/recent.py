@@ -1,23 +1,23 @@
-"""The latest jobs as a strip of frames in the form: live while any of them lives, with a preview of one."""
+"""The latest jobs as a strip of frames in the form: live while any of them lives, with previews."""
 
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from uuid import UUID
 
 from flask import Blueprint, Response, render_template
 
 from darkroom import jobs
-from darkroom.jobs import JobRecord, JobState
+from darkroom.jobs import JobRecord
 from darkroom.models import LIVE_STATES
 from darkroom.web.documents import image_path
-from darkroom.web.hub import Mail, Mailbox
+from darkroom.web.hub import Mail, Mailboxes
 from darkroom.web.identity import asks, current
 from darkroom.web.pages import live
 from darkroom.web.services import Sight, services
 from darkroom.web.wording import sentence_of
 
 RECENT = 8
-# How late the end of another job may show while one develops.
-GLANCE_SECONDS = 1.0
 
 blueprint = Blueprint("recent", __name__)
 
@@ -25,31 +25,34 @@ blueprint = Blueprint("recent", __name__)
 @blueprint.get("/recent/events")
 @asks("read")
 def follow() -> Response:
-    """The strip, told anew whenever something happens to a job, until all of its jobs have ended."""
-    return live.stream(services().waiting.hub.follow_owner(current().owner), tell)
+    """The strip, told anew whenever something happens to one of its jobs, until all of them have ended."""
+    return live.stream(nullcontext(), tell)
 
 
-def tell(happenings: Mailbox) -> Iterator[str]:
-    """The strip as it is, then what changes."""
+def tell(_: None) -> Iterator[str]:
+    """The strip as it is, then what changes. What is followed is read once more, for it may just have moved."""
     while is_live(recent := recent_jobs()):
-        yield strip(recent)
-        yield from until_something_happens(happenings, developing(recent))
+        with services().waiting.hub.follow_together(
+            [job.id for job in recent if job.state in LIVE_STATES]
+        ) as mailboxes:
+            followed = recent_jobs()
+            yield strip(followed)
+            if _places(followed) == _places(recent):
+                yield from until_one_moves(mailboxes, {job.id: job for job in followed})
     yield strip(recent)
 
 
-def until_something_happens(happenings: Mailbox, job: JobRecord | None) -> Iterator[str]:
-    """How far the job is that develops, if one does, until any of the owner's jobs has moved."""
-    if job is None:
-        while not live.next_mail(happenings, seconds=services().settings.stream_heartbeat_seconds).events:
-            yield ""
-        return
-    with services().waiting.hub.follow(job.id, num_images=1) as mailbox:
-        while True:
-            mail = live.next_mail(mailbox, seconds=GLANCE_SECONDS)
-            is_news = any(event.seq > job.event_seq for event in mail.events)
-            if is_news or live.next_mail(happenings, seconds=0).events:
-                return
-            yield frame(job, mail) if mail.progress or mail.previews else ""
+def _places(recent: Sequence[JobRecord]) -> list[tuple[UUID, int]]:
+    return [(job.id, job.event_seq) for job in recent]
+
+
+def until_one_moves(mailboxes: Mailboxes, followed: Mapping[UUID, JobRecord]) -> Iterator[str]:
+    """How far the jobs are that develop, until one of those that are followed has moved."""
+    while True:
+        mails = live.next_mails(mailboxes, seconds=services().settings.stream_heartbeat_seconds)
+        if any(event.seq > followed[job_id].event_seq for job_id, mail in mails.items() for event in mail.events):
+            return
+        yield "".join(frame(followed[job_id], mail) for job_id, mail in mails.items())
 
 
 def recent_jobs() -> list[JobRecord]:
@@ -62,18 +65,13 @@ def is_live(recent: Sequence[JobRecord]) -> bool:
     return any(job.state in LIVE_STATES for job in recent)
 
 
-def developing(recent: Sequence[JobRecord]) -> JobRecord | None:
-    """Of the jobs that develop, the one that was asked for first: previews of all would slow the workers down."""
-    return next((job for job in reversed(recent) if job.state is JobState.RUNNING), None)
-
-
 def strip(recent: Sequence[JobRecord]) -> str:
     """All frames, for where they stand on the page."""
     return render_template("form_live.html", recent=recent, image_path=image_path)
 
 
 def frame(job: JobRecord, mail: Mail) -> str:
-    """The frame of the job that develops."""
+    """What is new in the frame of a job: how it looks by now, and how far it is."""
     previews = [f"data:image/webp;base64,{b64encode(preview.body).decode()}" for preview in mail.previews]
     words = sentence_of(Sight(job, progress=mail.progress)).text if mail.progress else ""
     return render_template("form_live_frame.html", job=job, preview=previews[-1] if previews else "", words=words)

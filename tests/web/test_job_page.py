@@ -1,12 +1,33 @@
 """The page of a job, followed as a browser without JavaScript follows it, and the stream that changes it."""
 
+import ast
+import json
+import shlex
+from io import BytesIO
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from flask.testing import FlaskClient
+from PIL import Image as Picture
 
 from darkroom import jobs
+from darkroom.config import Settings
+from darkroom.jobs import Claim
+from darkroom.picture_files import encode
+from darkroom.picture_metadata import embedded, parameters_of, parse, read_file
+from darkroom.previews import PreviewBoard
+from darkroom.storage import image_key
+from darkroom.web import create_app, snippets
 from darkroom.web.wording import shown_size
+
+
+def store_picture(worker: Any, claim: Claim) -> None:
+    """Put a real picture in place of the worker's stand-in, with what a worker writes into it."""
+    texts = embedded(parameters_of(claim.params, model=claim.model, seed=claim.params.seed))
+    body = encode(Picture.new("RGB", (96, 64), "red"), "png", quality=90, texts=texts)
+    worker.storage.put(image_key(claim.job_id, claim.attempt, 0, "png"), body, content_type="image/png")
 
 
 def test_cancel_button_without_its_token_does_nothing(client: FlaskClient, submit: Any) -> None:
@@ -150,3 +171,133 @@ def test_earlier_job_can_be_edited_and_developed_again(
     new = client.get("/api/v1" + browser.path).json
     assert new["id"] != job["id"]
     assert new["params"] == job["params"]
+
+
+def test_running_job_shows_what_it_looks_like_to_a_page_that_was_only_opened(
+    settings: Settings, browser: Any, worker: Any, submit: Any
+) -> None:
+    job = submit(num_images=2)
+    claim = worker.claim()
+    assert browser.open(job["urls"]["page"]).all("img") == []
+    board = PreviewBoard(settings.redis_url)
+    assert board.watched([claim.job_id]) == {claim.job_id}, "opening the page asks for previews"
+    board.publish(claim.job_id, 1, step=4, body=b"RIFF\x04\x00\x00\x00WEBP")
+    [image] = browser.open(job["urls"]["page"]).all("img")
+    assert image["id"] == "picture-1"
+    assert image["src"].startswith("data:image/webp;base64,")
+
+
+def test_walk_is_shown_where_there_is_one(browser: Any, worker: Any, submit: Any) -> None:
+    walked, plain = submit(walk=True), submit()
+    worker.develop(has_walk=True)
+    worker.develop()
+    [strip] = [tag for tag in browser.open(walked["urls"]["page"]).all("img") if "data-walk" in tag]
+    assert strip["src"] == f"{walked['urls']['self']}/images/0?variant=walk"
+    assert (strip["width"], strip["height"]) == ("1024", "128")
+    assert not [tag for tag in browser.open(plain["urls"]["page"]).all("img") if "data-walk" in tag]
+
+
+def test_job_is_developed_again_as_it_was_with_another_seed_or_with_the_next_seeds(
+    browser: Any, client: FlaskClient, worker: Any, submit: Any
+) -> None:
+    job = submit(seed=2**32 - 2, num_images=2, negative_prompt="fog")
+    worker.develop()
+
+    def again(**changes: str) -> Any:
+        page = browser.open(job["urls"]["page"])
+        form = next(
+            form for form in page.forms if form.action.endswith("/again") and ("n" in changes) == ("n" in form.fields)
+        )
+        assert browser.send(form, **changes).title == "Waiting · Darkroom"
+        return client.get("/api/v1" + browser.path).json
+
+    same, other, varied = again(how="same"), again(how="new_seed"), again(how="vary", n="1")
+    assert (same["params"], same["retry_of"], same["priority"]) == (job["params"], job["id"], "interactive")
+    assert other["params"] == job["params"] | {"seed": other["params"]["seed"]}
+    assert other["params"]["seed"] != job["params"]["seed"]
+    assert other["retry_of"] is None
+    assert varied["params"] == job["params"] | {"seed": 0, "num_images": 4}, "after picture 1's seed, the greatest"
+
+
+def test_job_is_deleted_with_what_belongs_to_it(browser: Any, client: FlaskClient, worker: Any, submit: Any) -> None:
+    job = submit()
+    worker.develop()
+    [form] = [form for form in browser.open(job["urls"]["page"]).forms if form.action.endswith("/delete")]
+    browser.send(form)
+    assert browser.path == "/gallery"
+    assert client.get(job["urls"]["self"]).status_code == 404
+
+
+@pytest.mark.parametrize(("format", "name"), [("jpeg", "JPEG"), ("webp", "WEBP"), ("png", "PNG")])
+def test_picture_is_converted_and_still_says_how_it_was_made(
+    client: FlaskClient, worker: Any, submit: Any, format: str, name: str
+) -> None:
+    job = submit(seed=7)
+    claim = worker.develop()
+    store_picture(worker, claim)
+    response = client.get(f"{job['urls']['page']}/pictures/0?format={format}")
+    assert response.content_type == f"image/{format}"
+    assert f'attachment; filename="darkroom-{job["id"]}-0.' in response.headers["Content-Disposition"]
+    with Picture.open(BytesIO(response.data)) as picture:
+        assert (picture.format, picture.size) == (name, (96, 64))
+    assert read_file(response.data).parameters.seed == 7
+
+
+def test_conversion_to_what_is_no_format_is_refused(client: FlaskClient, worker: Any, submit: Any) -> None:
+    job = submit()
+    worker.develop()
+    assert client.get(f"{job['urls']['page']}/pictures/0?format=gif").status_code == 422
+    assert client.get(f"{job['urls']['page']}/pictures/1?format=png").status_code == 404
+
+
+def test_file_that_cannot_be_read_is_a_502_page(client: FlaskClient, worker: Any, submit: Any) -> None:
+    job = submit()
+    worker.develop()
+    response = client.get(f"{job['urls']['page']}/pictures/0?format=jpeg")
+    assert (response.status_code, response.mimetype) == (502, "text/html")
+
+
+AWKWARD = {
+    "prompt": 'it\'s "a" $HOME\n`boat` \\ é',
+    "negative_prompt": "fog",
+    "walk": True,
+    "format": "webp",
+    "seed": 5,
+}
+
+
+def test_copied_line_and_program_make_the_same_picture(client: FlaskClient, app: Any, submit: Any) -> None:
+    job = submit(**AWKWARD)
+    record = jobs.get(app.extensions["darkroom"].database, UUID(job["id"]))
+    line = shlex.split(snippets.curl_text(record, url="http://here", has_keys=True))
+    assert line[:2] == ["curl", "http://here/api/v1/jobs"]
+    assert f"Authorization: Bearer ${snippets.KEY_VARIABLE}" in line
+    again = client.post("/api/v1/jobs", json=json.loads(line[line.index("-d") + 1])).json
+    assert again["params"] == job["params"]
+
+    program = ast.parse(snippets.python_text(record, url="http://here"))
+    [call] = [
+        node
+        for node in ast.walk(program)
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "generate"
+    ]
+    fields = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    again = client.post("/api/v1/jobs", json={"prompt": ast.literal_eval(call.args[0]), **fields}).json
+    assert again["params"] == job["params"]
+    assert parse(snippets.parameters_text(record)).seed == 5
+
+
+def test_model_that_is_gone_offers_nothing_that_needs_it(
+    settings: Settings, worker: Any, open_browser: Any, tmp_path: Path
+) -> None:
+    catalog = tmp_path / "models.toml"
+    catalog.write_text('[models.gone]\nfamily = "sd"\nsource = "seeded:8"\n')
+    client = create_app(settings.model_copy(update={"catalog": catalog}), with_background=False).test_client()
+    job = client.post("/api/v1/jobs", json={"prompt": "a", "model": "gone"}).json
+    claim = worker.claim("gone")
+    jobs.fail(worker.database, claim.job_id, attempt=claim.attempt, code="x", message="no")
+    assert "Try again" in open_browser(client).open(job["urls"]["page"]).words
+    without = create_app(settings, with_background=False).test_client()
+    page = open_browser(without).open(job["urls"]["page"])
+    assert page.title == "Failed · Darkroom"
+    assert "Try again" not in page.words

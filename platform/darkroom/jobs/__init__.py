@@ -5,7 +5,7 @@ history in the same transaction. Knows no Redis, no storage, no HTTP: who commit
 """
 
 from darkroom.jobs.admission import admit, num_queued
-from darkroom.jobs.ending import cancel, cancel_batch, cancel_some, erase, erase_many, fail, requeue, succeed
+from darkroom.jobs.ending import NOBODY, cancel, cancel_batch, cancel_some, erase, erase_many, fail, requeue, succeed
 from darkroom.jobs.inputs import UploadRecord, add_upload, due_uploads, expire_upload, forget_upload, get_upload
 from darkroom.jobs.lease import heartbeat, reserve_solo
 from darkroom.jobs.line import Lines
@@ -48,6 +48,7 @@ from darkroom.models import JobClass, JobState
 
 __all__ = [
     "MOST_COUNTED",
+    "NOBODY",
     "BatchRecord",
     "Claim",
     "Done",

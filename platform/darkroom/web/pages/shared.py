@@ -78,7 +78,7 @@ def _serializer() -> URLSafeSerializer:
 
 def _job_of(share: Share) -> JobRecord:
     job = jobs.get(services().database, share.job_id)
-    if job.state is not JobState.SUCCEEDED:
+    if job.state is not JobState.SUCCEEDED or job.owner == jobs.NOBODY:  # it was deleted, and waits to be swept away
         raise JobNotFound(share.job_id)
     return job
 

@@ -13,35 +13,21 @@ themes, wide and at 360 px, to tests/browser/screenshots. Wait with `expect(...)
 """
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import chromium as debian_chromium
 import pytest
+from chromium import NARROW, WIDE
 from embedded import PATIENCE_SECONDS, EmbeddedStack, Person
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from strict_page import Faults
 
-CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 MISSING = "Chromium is missing, so the browser tests are skipped: apt-get install chromium"
-# As root there is no sandbox, in a container little shared memory; the rest keeps it from speaking to its maker.
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 TIMEOUT_SECONDS = 300
-WIDE = {"width": 1280, "height": 860}
-NARROW = {"width": 360, "height": 740}
 SCREENSHOTS = Path(__file__).with_name("screenshots")
-
-CSRF_TOKEN = re.compile(r'name="csrf_token" value="([^"]+)"')
+TALLEST = 3000
 OUTCOME = pytest.StashKey[bool]()
 
 
@@ -62,19 +48,19 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
     """One browser for the whole process; each test opens contexts of its own in it."""
-    found = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
-    if found is None:
+    program = debian_chromium.find()
+    if program is None:
         pytest.skip(MISSING)
     expect.set_options(timeout=PATIENCE_SECONDS * 1000)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+        browser = debian_chromium.launch(playwright, program)
         yield browser
         browser.close()
 
 
 @pytest.fixture(scope="session")
 def embedded_stack(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedStack]:
-    stack = EmbeddedStack(tmp_path_factory.mktemp("browser") / "home")
+    stack = EmbeddedStack.for_tests(tmp_path_factory.mktemp("browser") / "home")
     yield stack
     stack.end()
 
@@ -114,7 +100,7 @@ def open_page(
         contexts.append(context)
         context.set_default_timeout(PATIENCE_SECONDS * 1000)
         if person:
-            _log_in(context, person)
+            debian_chromium.log_in(context, person.key)
         faults.watch(context)
         return context.new_page()
 
@@ -148,7 +134,8 @@ def shoot() -> Callable[[Page, str], None]:
             page.set_viewport_size(viewport)  # type: ignore[arg-type]
             for scheme in ("light", "dark"):
                 page.emulate_media(color_scheme=scheme)
-                page.screenshot(path=SCREENSHOTS / f"{name}-{width}-{scheme}.png", full_page=True)
+                top = {"x": 0, "y": 0, "width": viewport["width"], "height": _shown_height(page)}
+                page.screenshot(path=SCREENSHOTS / f"{name}-{width}-{scheme}.png", full_page=True, clip=top)
         page.emulate_media(color_scheme="light")
         if size:
             page.set_viewport_size(size)
@@ -156,13 +143,9 @@ def shoot() -> Callable[[Page, str], None]:
     return shoot
 
 
-def _log_in(context: BrowserContext, person: Person) -> None:
-    """Send the login form as the page would, without drawing it."""
-    token = CSRF_TOKEN.search(context.request.get("/login").text())
-    assert token
-    form = {"csrf_token": token[1], "key": person.key, "next": "/"}
-    answer = context.request.post("/login", form=form, max_redirects=0)
-    assert answer.status == 303, answer.text()
+def _shown_height(page: Page) -> int:
+    """The whole page; of one that nobody would look at to its end, the beginning."""
+    return min(page.evaluate("document.documentElement.scrollHeight"), TALLEST)
 
 
 def _keep_last_sight(contexts: list[BrowserContext], name: str) -> None:
@@ -170,5 +153,5 @@ def _keep_last_sight(contexts: list[BrowserContext], name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number, page in enumerate(page for context in contexts for page in context.pages):
         path = folder / f"{re.sub('[^a-z0-9_]+', '-', name)}-{number}.png"
-        page.screenshot(path=path, full_page=True)
+        page.screenshot(path=path)
         print(f"the last sight of {page.url} is {path}")

@@ -7,11 +7,11 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 import httpx
@@ -26,7 +26,7 @@ from darkroom.stack.servers import answers_http, free_port, wait_until
 READY = "Ctrl-C stops everything"
 # Two cores may be busy with another stack and its browser; nothing waits so long when all is well.
 START_SECONDS = 180
-PATIENCE_SECONDS = 90
+PATIENCE_SECONDS = 60
 
 QUICK_MODEL = "darkroom-seeded"
 SLOW_MODEL = "slow-seeded"
@@ -124,38 +124,46 @@ class WorkerProcess:
 
 
 class EmbeddedStack:
-    """`darkroom up` with a home of its own and a door that asks for keys, until `end()`."""
+    """`darkroom up` with a home of its own, until `end()`."""
 
-    def __init__(self, home: Path) -> None:
-        home.mkdir()
+    def __init__(self, home: Path, *options: str, environment: Mapping[str, str]) -> None:
         self.home = home
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = home / "up.log"
         self.worker = WorkerProcess(home)
-        self._process = self._start()
+        self._process = self._start(options, environment)
         wait_until(self._is_ready, seconds=START_SECONDS, refusal=lambda: f"not ready:\n{self.log.read_text()}")
         self.database = Database(f"sqlite:///{home}/darkroom.db")
-        self.person(owner="first")
-        wait_until(self._is_locked, seconds=PATIENCE_SECONDS, refusal=lambda: "the door stays open")
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        catalog = self.home / "catalog.toml"
+    @classmethod
+    def for_tests(cls, home: Path) -> Self:
+        """Start one with a quick and a slow model, and a door that asks for keys."""
+        home.mkdir()
+        catalog = home / "catalog.toml"
         catalog.write_text(CATALOG)
+        stack = cls(home, environment={"DARKROOM_CATALOG": str(catalog), "DARKROOM_WORKER_THREADS": "1"})
+        stack.person(owner="first")
+        wait_until(stack._is_locked, seconds=PATIENCE_SECONDS, refusal=lambda: "the door stays open")
+        return stack
+
+    def _start(self, options: tuple[str, ...], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         said = {
             "DARKROOM_HOME": str(self.home),
-            "DARKROOM_CATALOG": str(catalog),
-            "DARKROOM_WORKER_THREADS": "1",
             # A frozen worker keeps its jobs for as long as any test may take.
             "DARKROOM_LEASE_SECONDS": "600",
             "DARKROOM_HEARTBEAT_SECONDS": "1",
             "DARKROOM_POLL_SECONDS": "0.5",
         }
-        command = leashed([sys.executable, "-m", "darkroom.cli", "up", "--port", str(self.port)])
+        command = leashed([sys.executable, "-m", "darkroom.cli", "up", "--port", str(self.port), *options])
         with self.log.open("wb") as output:
-            environment = {**os.environ, **held_by(os.getpid()), **said}
             return subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                command,
+                env={**os.environ, **held_by(os.getpid()), **said, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
 
     def _is_ready(self) -> bool:
@@ -188,7 +196,8 @@ class EmbeddedStack:
     def restore(self) -> None:
         """Undo what a test has done to everybody: a frozen or draining worker, a paused intake."""
         self.worker.go_on()
-        intake.resume(self.database, resumed_by="the tests")
+        if intake.read(self.database):
+            intake.resume(self.database, resumed_by="the tests")
         for worker in fleet.list_workers(self.database):
             if worker.is_drain_wanted:
                 fleet.undrain(self.database, worker.id)

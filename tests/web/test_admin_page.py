@@ -11,12 +11,14 @@ from flask.testing import FlaskClient
 from sqlalchemy import update
 
 from darkroom import fleet, intake, jobs, keys
+from darkroom.config import Settings
 from darkroom.db import Database, now
 from darkroom.fleet import WorkerFacts
 from darkroom.jobs import JobState
 from darkroom.keys import Quotas
 from darkroom.models import Job, Worker, WorkerState
 from darkroom.web.amounts import SPACE, count, duration, size
+from darkroom.web.overview import FRESH_SECONDS, STORED_SECONDS, WINDOWS, Overlook
 from darkroom.web.plots import columns, lines
 
 WORKER = WorkerFacts("by-hand", "gpu-host", 42, "NVIDIA H200", 2**37, "cuda/h200", ["darkroom-seeded"], 4, "0.1.0")
@@ -94,6 +96,14 @@ def test_pause_takes_a_reason_which_every_page_shows_at_once(
     page = press(browser.open("/admin"), "/intake/resume")
     assert "Jobs are taken" in page.words
     assert "No jobs are taken" not in browser.open("/").words
+
+
+def test_way_back_leads_nowhere_else(client: FlaskClient, browser: Any) -> None:
+    (pause,) = browser.open("/admin").forms[:1]
+    sent = pause.fields | {"reason": "new disks"}
+    headers = {"Origin": "http://localhost"}
+    address = "/admin/intake/pause?window=day&_anchor=x&_external=1&_scheme=gopher&next=//evil.example"
+    assert client.post(address, data=sent, headers=headers).location == "/admin?window=day"
 
 
 @pytest.mark.parametrize("reason", ["", "  ", "x" * 501, "a\x07bell"])
@@ -222,6 +232,21 @@ def test_storage_and_retention_are_told(browser: Any, submit: Any, worker: Any) 
     assert "Uploads are kept 1 d" in words
 
 
+def test_figures_are_counted_anew_after_a_few_seconds_however_many_look(
+    settings: Settings, app_database: Database, submit: Any, worker: Any
+) -> None:
+    clock = [0.0]
+    overlook = Overlook(settings, app_database, clock=lambda: clock[0])
+    seen = []
+    for clock[0] in (0.0, 1.0, FRESH_SECONDS + 1, FRESH_SECONDS + 2, STORED_SECONDS + 3):
+        overview = overlook.look(WINDOWS["hour"])
+        seen.append((overview.num_succeeded, overview.stored.num_images, overview.depths[1].num_queued))
+        submit()
+        submit()
+        worker.develop()
+    assert seen == [(0, 0, 0), (0, 0, 1), (2, 0, 2), (2, 0, 3), (4, 4, 4)]
+
+
 def test_pieces_that_change_are_fetched_alone_and_hold_nothing_of_htmx(
     client: FlaskClient, browser: Any, fleet_of_one: None
 ) -> None:
@@ -260,7 +285,8 @@ def test_first_key_says_what_it_does_and_its_maker_goes_on_with_it(
     page = press(page, "/admin/keys", name="ops", scopes=["admin", "read", "submit"])
     assert page.status_code == 201
     (key,) = re.findall(r"dk_[A-Za-z0-9_-]{43}", page.html)
-    assert browser.open("/admin").status_code == 200
+    browser.open("/admin")
+    assert browser.path == "/admin"
     assert key not in browser.open("/admin/keys").html
     stranger = client.application.test_client()
     assert stranger.get("/admin").status_code == 303

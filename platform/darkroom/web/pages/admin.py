@@ -126,4 +126,4 @@ def _window() -> Window:
 
 def _back(place: str | None = None) -> AnyResponse:
     """To the page as it was, at the place where something was turned."""
-    return redirect(url_for("admin.show", **request.args, _anchor=place), 303)
+    return redirect(url_for("admin.show", window=request.args.get("window"), _anchor=place), 303)

@@ -74,6 +74,13 @@ def test_latest_that_ended_come_first_whatever_became_of_them(queue, final_state
     assert early in ids_of(jobs.list_ended(queue.database, state=final_state, limit=5))
 
 
+def test_what_was_erased_is_not_among_what_has_ended(queue) -> None:
+    erased, left = (queue.ended(JobState.FAILED).job_id for _ in range(2))
+    jobs.erase(queue.database, erased, owner="ann")
+    assert ids_of(jobs.list_latest_ended(queue.database, limit=5)) == [left]
+    assert ids_of(jobs.list_ended(queue.database, state=JobState.FAILED, limit=5)) == [left]
+
+
 def test_count_stops_just_beyond_its_bound(queue) -> None:
     for _ in range(4):
         queue.submit()

@@ -11,6 +11,7 @@ from sqlalchemy import Select, String, func, literal_column, select, text, union
 from sqlalchemy.orm import aliased, selectinload
 
 from darkroom.db import Database
+from darkroom.jobs.ending import NOBODY
 from darkroom.jobs.queue import front_of_queue
 from darkroom.jobs.reading import FIRST, get_many, in_state, records_of
 from darkroom.jobs.records import JobRecord
@@ -64,7 +65,7 @@ def list_ended(database: Database, *, state: JobState, limit: int) -> list[JobRe
 def _latest_ids(state: JobState, owner: str | None, limit: int) -> Select[Any]:
     ids = select(Job.id).limit(limit)
     if owner is None:
-        return ids.where(Job.state == state).order_by(Job.finished_at.desc())
+        return ids.where(Job.state == state, Job.owner != NOBODY).order_by(Job.finished_at.desc())
     return in_state(ids.where(Job.owner == owner), state)
 
 

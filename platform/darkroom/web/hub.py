@@ -78,6 +78,11 @@ class Mailbox:
         """Whether there is something to take."""
         return bool(self._is_closed or self._is_behind or self._events or self._progress or self._previews)
 
+    def rest(self, *, seconds: float) -> None:
+        """Let mail gather for so long, unless none will come any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed, seconds)
+
     def put(self, event: EventRecord) -> None:
         """Add an event, unless it has become too much for this follower."""
         with self._changed:
@@ -141,7 +146,8 @@ class Hub:
         self._previews = previews
         self._lock = threading.Lock()
         self._jobs: dict[UUID, _Followed] = {}
-        self._owners: dict[str, set[Mailbox]] = {}
+        # Under None those who follow everybody's jobs.
+        self._owners: dict[str | None, set[Mailbox]] = {}
         self._cursor: Cursor | None = None
         self._stopping = threading.Event()
         self._arrived = threading.Event()
@@ -184,8 +190,8 @@ class Hub:
             yield mailboxes
 
     @contextmanager
-    def follow_owner(self, owner: str, *, catches_up: bool = False) -> Iterator[Mailbox]:
-        """Follow all jobs of an owner. As with one job: read the history only after this."""
+    def follow_owner(self, owner: str | None, *, catches_up: bool = False) -> Iterator[Mailbox]:
+        """Follow all jobs of an owner, or of everybody. As with one job: read the history only after this."""
         mailbox = Mailbox(catches_up=catches_up)
         with self._lock:
             self._owners.setdefault(owner, set()).add(mailbox)
@@ -300,7 +306,7 @@ class Hub:
             with self._lock:
                 self._cursor = cursor
                 for owner, event in found:
-                    for mailbox in self._owners.get(owner, ()):
+                    for mailbox in (*self._owners.get(owner, ()), *self._owners.get(None, ())):
                         mailbox.put(event)
             if len(found) < PAGE:
                 return

@@ -5,11 +5,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, cast
 from uuid import UUID, uuid4
 
 import structlog
 from flask import current_app
+from uuid_utils.compat import uuid7
 
 from darkroom import fleet, jobs
 from darkroom.catalog import Catalog
@@ -17,12 +19,14 @@ from darkroom.config import Settings
 from darkroom.db import Database
 from darkroom.errors import (
     BatchNotFound,
+    DarkroomError,
     DatabaseUnavailable,
     FieldError,
     ImageNotFound,
     InputGone,
     InvalidParameters,
     JobNotFound,
+    UnknownModel,
     UploadNotFound,
 )
 from darkroom.events import ProgressBoard
@@ -45,6 +49,9 @@ logger = structlog.get_logger(__name__)
 
 INPUT_LIMIT = "the id of an upload, the id of one of your images, or a base64 data: URL"
 SECONDS_PER_DAY = 86400.0
+# So many in a transaction: everybody else who writes waits for it.
+CANCELED_AT_ONCE = 500
+MOST_RETRIED = 1000
 # The relay rings for the rest as places become free.
 RINGS_PER_BATCH = 16
 # So old may be what a poll knows of a job that many are ahead of.
@@ -283,6 +290,68 @@ class Services:
         job = jobs.cancel(self.database, job_uuid(job_id), owner=current().owner)
         self.background.announce_cancel(job.id)
         return job
+
+    def cancel_anybodys(self, job_id: str) -> JobRecord:
+        """Call off a job, whose ever it is. Raises JobNotFound or JobFinished."""
+        found = jobs.get(self.database, job_uuid(job_id))
+        job = jobs.cancel(self.database, found.id, owner=found.owner)
+        self.background.announce_cancel(job.id)
+        return job
+
+    def cancel_all(self) -> None:
+        """Call off all that lives of who asks and was submitted before now, then tell the workers."""
+        now = uuid7()
+        while ended := jobs.cancel_some(self.database, owner=current().owner, before=now, limit=CANCELED_AT_ONCE):
+            for job_id in ended:
+                self.background.announce_cancel(job_id)
+
+    def retry_failed(self) -> None:
+        """Submit the latest jobs of who asks that failed, and were not yet retried, once more.
+
+        As one batch, which takes all of them or none; those that begin from a picture one by one, because theirs may be
+        gone. What its model does not take any more is left as it is. Raises what admission raises, and the reason why
+        nothing was submitted, if nothing was.
+        """
+        failed = jobs.list_unretried(self.database, owner=current().owner, limit=MOST_RETRIED)
+        refused: list[DarkroomError] = []
+        again: list[NewJob] = []
+        num_retried = 0
+        for job in failed:
+            try:
+                resolve(self.catalog.get(job.model), job.params.model_dump())
+                if job.params.init_image:
+                    self.retry(str(job.id))
+                    num_retried += 1
+                else:
+                    again.append(self._again(job))
+            except (InvalidParameters, UnknownModel) as error:
+                refused.append(error)
+        if again:
+            self._submit_again(again)
+        elif refused and not num_retried:
+            raise refused[0]
+
+    def _again(self, ended: JobRecord) -> NewJob:
+        return NewJob(
+            ended.model,
+            ended.params,
+            ended.job_class if current().may_hurry else JobClass.BULK,
+            self.settings.job_ttl_seconds,
+            metadata=ended.metadata,
+            webhook=ended.webhook,
+            retention_seconds=ended.retention_seconds,
+            retry_of=ended.id,
+        )
+
+    def _submit_again(self, again: Sequence[NewJob]) -> None:
+        """The same jobs twice, as by a button that was pressed twice, are the same batch."""
+        digest = sha256("".join(sorted(str(new.retry_of) for new in again)).encode()).hexdigest()
+        batch = jobs.submit_batch(
+            self.database, again, request=jobs.Request(f"retry-{digest}", digest), **self._whose()
+        )
+        job_ids = jobs.batch_job_ids(self.database, batch.id, owner=batch.owner)
+        for job_id, new in zip(job_ids[:RINGS_PER_BATCH], again, strict=False):
+            self.background.notify(job_id, model=new.model)
 
     def retry(self, job_id: str) -> JobRecord:
         """Submit an ended job once more.

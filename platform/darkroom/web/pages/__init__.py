@@ -6,7 +6,7 @@ A view reads HTTP, makes one call, writes HTTP; what a page says of a job is put
 from dataclasses import dataclass
 
 from darkroom.web.identity import Rule, known
-from darkroom.web.pages import admin, compare, form, gallery, job, keys, recent, shared, theme
+from darkroom.web.pages import admin, compare, form, gallery, job, keys, queue, recent, shared, theme
 
 BLUEPRINTS = (
     form.blueprint,
@@ -15,6 +15,7 @@ BLUEPRINTS = (
     shared.blueprint,
     compare.blueprint,
     gallery.blueprint,
+    queue.blueprint,
     theme.blueprint,
     admin.blueprint,
     keys.blueprint,
@@ -34,6 +35,7 @@ PLACES = (
     Place("form.show", "Develop"),
     Place("compare.show", "Compare"),
     Place("gallery.show", "Gallery"),
+    Place("queue.show", "Queue"),
     Place("admin.show", "Admin", "admin"),
 )
 

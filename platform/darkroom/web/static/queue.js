@@ -1,0 +1,36 @@
+// Presses the buttons of the queue page without leaving it: what comes of it, the page's stream tells. Without this file
+// each button is a form that comes back to the page.
+import { announce, showLost } from "darkroom";
+
+const act = document.getElementById("act");
+let pressed = null;
+
+// A refusal is shown by the page that says why: the form goes there as it would have gone.
+async function send(button) {
+  const body = new URLSearchParams(new FormData(act, button));
+  const answer = await fetch(button.formAction, { method: "POST", body, redirect: "manual" }).catch(() => null);
+  showLost(!answer);
+  delete button.dataset.sent;
+  if (!answer) return;
+  if (answer.type === "opaqueredirect") return announce(button.dataset.done);
+  act.action = button.formAction;
+  act.submit();
+}
+
+// Where the row of a pressed button is gone, its focus would be lost with it.
+function keepFocus() {
+  if (!pressed || pressed.isConnected) return;
+  pressed = null;
+  if (document.activeElement === document.body) document.getElementById("summary").focus();
+}
+
+act.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const button = event.submitter;
+  if ("sent" in button.dataset) return;
+  button.dataset.sent = "";
+  pressed = button;
+  button.closest("details")?.removeAttribute("open");
+  send(button);
+});
+document.addEventListener("htmx:after:swap", keepFocus);

@@ -1,0 +1,73 @@
+"""The queue page in a browser: live over one stream, its buttons pressed without leaving it, and without JavaScript."""
+
+from typing import Any
+
+from embedded import SLOW_MODEL
+from playwright.sync_api import Page, expect
+
+from darkroom import jobs
+from darkroom.db import Database
+from darkroom.jobs import Lines
+
+
+def line(page: Page, job_id: object) -> Any:
+    return page.locator(f"#job-{job_id}")
+
+
+def fail_front(database: Database) -> None:
+    """Do to the front job what a worker does that has run out of memory."""
+    held = {"worker_id": "by-hand", "num_held": 0, "lease_seconds": 600.0, "lines": Lines()}
+    claim = jobs.claim(database, models=[SLOW_MODEL], **held)
+    assert claim
+    reason = {"code": "out_of_memory", "message": "The device ran out of memory."}
+    jobs.fail(database, claim.job_id, attempt=claim.attempt, **reason)
+
+
+def test_queue_is_live_over_one_stream_and_its_buttons_stay_on_the_page(
+    page: Page, stack: Any, person: Any, shoot: Any
+) -> None:
+    asked: list[Any] = []
+    page.on("request", lambda request: asked.append(request))
+    page.goto("/queue")
+    expect(page.get_by_text("No such job of yours.")).to_be_visible()
+    slow = person.submit_slow("a lighthouse in fog, painted slowly")
+    expect(line(page, slow.id).locator(".state")).to_have_text("Developing")
+    expect(line(page, slow.id)).to_contain_text("step ")
+    stack.worker.freeze()
+    waiting = [person.submit_slow(f"an orchard in spring, row {n}") for n in range(3)]
+    expect(line(page, waiting[2].id)).to_contain_text("2 ahead")
+    expect(page.locator("#summary")).to_have_text("1 developing, 3 waiting.")
+    shoot(page, "queue")
+
+    line(page, waiting[0].id).get_by_role("button", name="Cancel").click()
+    expect(line(page, waiting[0].id).locator(".state")).to_have_text("Canceled")
+    expect(page.locator("#announcement")).to_have_text("Canceled.")
+    line(page, waiting[0].id).get_by_role("button", name="Retry").click()
+    expect(line(page, waiting[0].id)).to_contain_text("Retried")
+    expect(page.locator("#summary")).to_have_text("1 developing, 3 waiting.")
+
+    page.get_by_text("Cancel all of mine").first.click()
+    page.get_by_role("button", name="Cancel all of mine").click()
+    expect(page.locator("#summary")).to_have_text("Nothing waits and nothing develops.")
+    expect(page.get_by_text("Cancel all of mine").first).to_be_hidden()
+    stack.worker.go_on()
+    assert [request.url for request in asked if request.is_navigation_request()] == [f"{stack.url}/queue"]
+    assert len([request for request in asked if "/queue/events" in request.url]) == 1
+    assert not [request for request in asked if "/api/" in request.url]
+
+
+def test_what_failed_is_retried_from_the_page(page: Page, stack: Any, person: Any, shoot: Any) -> None:
+    done = person.develop("a boat in the evening")
+    stack.worker.freeze()
+    failed = [person.submit_slow(f"a tower of glass, no {n}") for n in range(2)]
+    for _ in failed:
+        fail_front(stack.database)
+    page.goto("/queue?state=failed")
+    expect(line(page, failed[0].id)).to_contain_text("The device ran out of memory.")
+    shoot(page, "queue-failed")
+    page.get_by_role("button", name="Retry all that failed").click()
+    expect(line(page, failed[0].id)).to_contain_text("Retried")
+    expect(page.get_by_role("button", name="Retry all that failed")).to_be_hidden()
+    page.get_by_role("link", name="Now", exact=True).click()
+    expect(page.locator("#summary")).to_have_text("0 developing, 2 waiting.")
+    expect(line(page, done.id)).to_be_visible()

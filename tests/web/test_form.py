@@ -555,7 +555,7 @@ def test_form_that_stays_open_gets_the_strip_and_no_page(browser: Any, client: F
     [form] = browser.open("/").forms
     response = client.post("/", data=form.fields | {"prompt": "a boat"}, headers=SAME_ORIGIN | {"HX-Request": "true"})
     assert response.status_code == 200
-    assert response.headers["HX-Trigger"] == "submitted"
+    assert (response.headers["HX-Trigger"], response.headers["HX-Retarget"]) == ("submitted", "#recent")
     assert response.text.strip().startswith('<section class="recent" id="recent"')
     assert "a boat" in response.text
 

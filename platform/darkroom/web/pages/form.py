@@ -54,7 +54,7 @@ def show() -> Response:
     except UnknownModel as error:
         entry = services().catalog.default
         if "model" in texts:
-            return render(typed_form(entry, texts, [unknown_model(error)]), status=404)
+            return render(typed_form(entry, new_form(entry, texts).texts, [unknown_model(error)]), status=404)
     return render(new_form(entry, texts))
 
 
@@ -87,7 +87,8 @@ def accepted(job_id: UUID) -> AnyResponse:
         return redirect(url_for("job.show", job_id=job_id), 303)
     recent = recent_jobs()
     page = render_template("form_recent.html", recent=recent, is_live=is_live(recent), image_path=image_path)
-    return make_response(page, {"HX-Trigger": "submitted"})
+    # Said here and not only in the form: its next request was prepared when another strip stood there.
+    return make_response(page, {"HX-Retarget": "#recent", "HX-Trigger": "submitted"})
 
 
 @blueprint.get("/estimate")

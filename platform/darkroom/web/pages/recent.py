@@ -52,7 +52,7 @@ def until_one_moves(mailboxes: Mailboxes, followed: Mapping[UUID, JobRecord]) ->
         mails = live.next_mails(mailboxes, seconds=services().settings.stream_heartbeat_seconds)
         if any(event.seq > followed[job_id].event_seq for job_id, mail in mails.items() for event in mail.events):
             return
-        yield "".join(frame(followed[job_id], mail) for job_id, mail in mails.items())
+        yield "".join(frame(followed[job_id], mail) for job_id, mail in mails.items()).strip()
 
 
 def recent_jobs() -> list[JobRecord]:

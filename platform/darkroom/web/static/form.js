@@ -40,6 +40,7 @@ function restoreDraft() {
   for (const name of WORDS) if (texts.get(name)) field(name)?.closest("details")?.setAttribute("open", "");
   restorePicture(texts);
   showLock();
+  addEventListener("load", () => form().dispatchEvent(new Event("change", { bubbles: true }))); // for the estimate
 }
 
 // The picture to begin from is the server's to draw: the form is asked for with what the draft has of it.

@@ -3,9 +3,7 @@
 
 import { announce } from "darkroom";
 
-const DRAFT = "draft";
 const A_YEAR_SECONDS = 31536000;
-const MAX_SEED = 2 ** 32;
 const UNKEPT = new Set(["csrf_token", "picture", "action"]);
 const WORDS = new Set(["prompt", "negative_prompt"]);
 
@@ -19,16 +17,16 @@ function enter(input, value) {
   input.dispatchEvent(new Event("change", { bubbles: true }));
 }
 
-// The draft: what the form holds, kept by this browser.
+// The draft: what the form holds, kept by this browser for each owner.
 
 function saveDraft() {
   const texts = [...new FormData(form())].filter(([name]) => !UNKEPT.has(name));
-  localStorage.setItem(DRAFT, JSON.stringify({ model: form().dataset.model, texts }));
+  localStorage.setItem(form().dataset.draft, JSON.stringify({ model: form().dataset.model, texts }));
 }
 
 // Of another model only the words are of use here. A page whose address says what it shows is left as it is.
 function restoreDraft() {
-  const draft = JSON.parse(localStorage.getItem(DRAFT) ?? "null");
+  const draft = JSON.parse(localStorage.getItem(form().dataset.draft) ?? "null");
   if (!draft || location.search || form().querySelector("[data-focus]")) return;
   const isSameModel = draft.model === form().dataset.model;
   const texts = new Map(draft.texts.filter(([name]) => isSameModel || WORDS.has(name)));
@@ -89,7 +87,7 @@ function showLock() {
   form().querySelector("[data-lock]").ariaPressed = String(field("seed").value !== "");
 }
 
-const draw = () => String(crypto.getRandomValues(new Uint32Array(1))[0] % MAX_SEED);
+const draw = () => String(crypto.getRandomValues(new Uint32Array(1))[0]);
 
 function turnLock() {
   const latest = document.querySelector("#strip [data-seed]");
@@ -168,9 +166,8 @@ function onSwap({ detail }) {
 
 function onAnswer(event) {
   const { ctx } = event.detail;
-  if (!form().contains(ctx.sourceElement)) return;
+  if (ctx?.request.method !== "POST" || !form().contains(ctx.sourceElement)) return;
   const refusal = document.getElementById("refusal");
-  if (ctx.request.method !== "POST") return;
   if (event.type === "htmx:before:request") refusal.replaceChildren();
   else if (!ctx.response) refusal.textContent = refusal.dataset.silent;
 }

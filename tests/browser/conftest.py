@@ -42,6 +42,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = yield
     if call.when == "call":
         item.stash[OUTCOME] = report.failed
+    if report.skipped and MISSING in str(report.longrepr):
+        report.longrepr = (__file__, 0, MISSING)  # as if skipped at one place: the summary then says it in one line
     return report
 
 

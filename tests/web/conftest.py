@@ -1,16 +1,19 @@
 """An application on the tests' servers, a client that is on this host, and a stand-in for a worker."""
 
 import hashlib
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from PIL import Image as Picture
 
 from darkroom import jobs
 from darkroom.config import Settings, load_settings
@@ -20,7 +23,17 @@ from darkroom.storage import Storage, image_key, thumb_key, walk_key
 from darkroom.web import create_app
 from darkroom.web.services import Services
 
-PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 2000  # more than one chunk
+NUM_BYTES = 512_008  # more than one chunk
+
+
+def _noise() -> bytes:
+    """A PNG, with as many bytes behind its end as are missing."""
+    file = BytesIO()
+    Picture.frombytes("RGB", (128, 128), random.Random(7).randbytes(128 * 128 * 3)).save(file, "PNG")
+    return file.getvalue().ljust(NUM_BYTES, b"\0")
+
+
+PICTURE = _noise()
 THUMB = b"RIFF" + bytes(64)
 
 

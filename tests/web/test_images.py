@@ -174,4 +174,4 @@ def test_public_storage_gives_pictures_out_itself(
     assert found.headers["Content-Disposition"].startswith("attachment; filename=")
     assert found.headers["Content-Type"] == "image/png"
     assert response.headers["Cache-Control"] == "private, max-age=450"
-    assert f"img-src 'self' {s3.endpoint_url}" in direct.get("/gallery").headers["Content-Security-Policy"]
+    assert f"img-src 'self' data: blob: {s3.endpoint_url};" in direct.get("/gallery").headers["Content-Security-Policy"]

@@ -45,7 +45,7 @@ MOST_VARIATIONS = 4
 CONVERTED = ("png", "jpeg", "webp")
 CONVERSION = {"format": one_of(*CONVERTED, default=CONVERTED[0])}
 SHARING = {"days": one_of(*(str(days) for days in shared.DAYS))}
-AGAIN = {"how": one_of("same", "new_seed", "vary", default="same")}
+AGAIN = {"how": one_of("same", "new_seed", "vary")}
 
 blueprint = Blueprint("job", __name__)
 
@@ -195,7 +195,7 @@ def cancel(job_id: str) -> AnyResponse:
 @asks("submit")
 def again(job_id: str) -> AnyResponse:
     """Submit a job once more: as it was, with another seed, or with the seeds that follow one picture's."""
-    asked = read_query({"how": request.form.get("how", "")}, AGAIN)
+    asked = read_query({"how": request.form.get("how", "same")}, AGAIN)
     match asked["how"]:
         case "new_seed":
             job = services().again(job_id, seed=secrets.randbelow(MAX_SEED + 1))

@@ -72,7 +72,7 @@ def test_key_is_made_shown_once_and_revoked_and_whoever_holds_it_is_sent_away(pa
 
     guest = open_page(person=None)
     guest.goto("/admin")
-    guest.get_by_label("Key").fill(key)
+    guest.locator("#key").fill(key)
     guest.get_by_role("button", name="Log in").click()
     expect(guest.get_by_role("heading", name="At work")).to_be_visible()
 
@@ -94,6 +94,7 @@ def test_job_of_somebody_else_is_looked_into_and_put_back_without_javascript(pla
     while not link.is_visible():
         plain_page.reload()
     link.click()
+    expect(plain_page.get_by_role("heading", name="A job of")).to_be_visible()
     shoot(plain_page, "admin-job")
     plain_page.get_by_role("button", name="Put it back").click()
     expect(plain_page.locator(".history")).to_contain_text("an operator put it back")

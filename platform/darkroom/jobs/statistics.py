@@ -141,7 +141,7 @@ def _spans() -> FromClause:
     """`num` spans of `seconds`, counted from 0, one after the other from `first` on."""
     count = select(literal(0).label("n")).cte("count", recursive=True)
     count = count.union_all(select(count.c.n + 1).where(count.c.n + 1 < bindparam("num", type_=Integer())))
-    first, seconds = bindparam("first", type_=UtcDateTime()), bindparam("seconds", type_=Double())
+    first, seconds = bindparam("first", type_=UtcDateTime()), bindparam("seconds", type_=Double[float]())
     begins_at, ends_at = later(first, count.c.n * seconds), later(first, (count.c.n + 1) * seconds)
     return select(count.c.n, begins_at.label("begins_at"), ends_at.label("ends_at")).cte("span")
 
@@ -151,7 +151,7 @@ def _ended(state: JobState, span: FromClause) -> ColumnElement[bool]:
     return and_(Job.state == state, Job.finished_at >= span.c.begins_at, Job.finished_at < span.c.ends_at)
 
 
-def _counts() -> Select[tuple[int, int, int]]:
+def _counts() -> Select[int, int, int]:
     span = _spans()
 
     def num(state: JobState) -> ScalarSelect[int]:
@@ -162,7 +162,7 @@ def _counts() -> Select[tuple[int, int, int]]:
 
 
 @cache
-def _waits(*, is_sqlite: bool) -> Select[tuple[int, list[float] | None]]:
+def _waits(*, is_sqlite: bool) -> Select[int, list[float] | None]:
     """How long the first jobs of each span that succeeded there had waited."""
     span = _spans()
     wait = seconds_between(Job.started_at, Job.created_at)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from flask import Blueprint, Response, make_response, redirect, render_template, request, url_for
 from werkzeug.datastructures import MultiDict
@@ -107,7 +108,9 @@ def read_quotas(form: MultiDict[str, str]) -> Quotas:
     named = {name: text for name, text in texts.items() if text}
     if wrong := [name for name, text in named.items() if not QUOTA_SHAPES[name].fullmatch(text)]:
         raise InvalidParameters([FieldError(name, "is not taken", LIMITS[name]) for name in wrong])
-    values = {name: int(text) if QUOTA_SHAPES[name] is WHOLE else float(text) for name, text in named.items()}
+    values: dict[str, Any] = {
+        name: int(text) if QUOTA_SHAPES[name] is WHOLE else float(text) for name, text in named.items()
+    }
     return Quotas(**values)
 
 

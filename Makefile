@@ -38,7 +38,7 @@ bench-gpu: .venv/test.stamp ## Measure the engine on one CUDA GPU and print the 
 	$(BIN)/python tests/bench/gpu.py
 
 clean: ## Remove everything that make has made
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis demo.png
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis demo.png tests/browser/screenshots
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:

@@ -38,8 +38,8 @@ def test_each_prompt_becomes_a_job_with_one_seed_and_its_walk(client: FlaskClien
     assert {(job["params"]["seed"], job["params"]["num_inference_steps"]) for job in chosen} == {(7, 9)}
 
 
-def test_one_prompt_alone_is_refused_where_the_other_is_missing(client: FlaskClient, compare: Any) -> None:
-    for prompts, name in ((["a", "", "", ""], "prompt-2"), (["", "", "", ""], "prompt-1")):
+def test_one_prompt_alone_or_too_many_are_refused_beside_a_field(client: FlaskClient, compare: Any) -> None:
+    for prompts, name in ((["a", "", "", ""], "prompt-2"), (["", "", "", ""], "prompt-1"), (["a"] * 5, "prompt-4")):
         response = compare(prompts)
         assert response.status_code == 422
         assert f'id="{name}-refused"' in response.text

@@ -28,9 +28,12 @@ def check_prompts(prompts: Sequence[str], body: Mapping[str, Any], rules: Rules)
     What is wrong with a prompt stands under its number: prompt-1, prompt-2.
     """
     wanted = {n: prompt for n, prompt in enumerate(prompts, 1) if prompt.strip()}
+    limit = f"one of {FEWEST} to {MOST} prompts"
     if len(wanted) < FEWEST:
         empty = next(n for n in range(1, MOST + 1) if n not in wanted)
-        raise InvalidParameters([FieldError(f"prompt-{empty}", "is empty", f"one of {FEWEST} to {MOST} prompts")])
+        raise InvalidParameters([FieldError(f"prompt-{empty}", "is empty", limit)])
+    if len(wanted) > MOST:
+        raise InvalidParameters([FieldError(f"prompt-{MOST}", f"is followed by {len(wanted) - MOST} more", limit)])
     shared = {"seed": secrets.randbelow(MAX_SEED + 1), **body, "num_images": 1}
     submissions: list[Submission] = []
     errors: dict[str, FieldError] = {}

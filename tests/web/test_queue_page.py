@@ -13,7 +13,9 @@ from darkroom import jobs, keys
 from darkroom.events import ProgressBoard
 from darkroom.keys import Quotas
 from darkroom.models import Job
-from darkroom.web.board import PAGE, age_in_words
+from darkroom.web.board import PAGE, age_in_words, words_of
+from darkroom.web.pace import Eta
+from darkroom.web.services import Sight
 
 PROMPT = "a house that only Ann may see"
 
@@ -92,6 +94,13 @@ def test_queue_shows_what_develops_then_what_waits_then_what_has_ended(
 )
 def test_age_is_told_no_finer_than_a_page_would_want_to_change(seconds: float, words: str) -> None:
     assert age_in_words(seconds) == words
+
+
+@pytest.mark.parametrize(("position", "words"), [(0, "next"), (1, "1 ahead"), (None, "more than 200 ahead")])
+def test_place_of_a_waiting_job_is_told_in_words(app: Flask, submit: Any, position: int | None, words: str) -> None:
+    job = jobs.get(app.extensions["darkroom"].database, UUID(submit()["id"]))
+    assert words_of(Sight(job, position)) == words
+    assert words_of(Sight(job, position, eta=Eta(130.0, 300.0))) == f"{words} · 2 to 5 min left"
 
 
 def test_one_state_can_be_looked_at_page_by_page(browser: Any, worker: Any, submit: Any) -> None:

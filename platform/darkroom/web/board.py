@@ -63,7 +63,6 @@ class Board:
     summary: str
     groups: tuple[Group, ...]
     is_live: bool
-    has_failed: bool
 
 
 def board_of_owner(services: Services, owner: str, *, state: JobState | None, cursor: UUID | None) -> Board:
@@ -106,9 +105,7 @@ def _board(services: Services, found: dict[str, list[JobRecord]], *, owner: str 
         jobs.count(services.database, state=state, owner=owner, most=MOST_WAITING)
         for state in (JobState.RUNNING, JobState.QUEUED)
     )
-    is_live = bool(running or waiting)
-    has_failed = any(job.state is JobState.FAILED and not rows[job.id].is_retried for job in listed)
-    return Board(_summary(running, waiting), groups, is_live, has_failed)
+    return Board(_summary(running, waiting), groups, is_live=bool(running or waiting))
 
 
 def _group(title: str, listed: Sequence[JobRecord], rows: dict[UUID, Row]) -> Group:

@@ -5,15 +5,17 @@ import { announce, showLost } from "darkroom";
 const act = document.getElementById("act");
 let pressed = null;
 
-// A refusal is shown by the page that says why: the form goes there as it would have gone.
+// The stream may be faster than the answer, and make another button of this one: what it says and where it goes is read
+// first. A refusal is shown by the page that says why: the form goes there as it would have gone.
 async function send(button) {
+  const { formAction, dataset: { done } } = button;
   const body = new URLSearchParams(new FormData(act, button));
-  const answer = await fetch(button.formAction, { method: "POST", body, redirect: "manual" }).catch(() => null);
+  const answer = await fetch(formAction, { method: "POST", body, redirect: "manual" }).catch(() => null);
   showLost(!answer);
   delete button.dataset.sent;
   if (!answer) return;
-  if (answer.type === "opaqueredirect") return announce(button.dataset.done);
-  act.action = button.formAction;
+  if (answer.type === "opaqueredirect") return announce(done);
+  act.action = formAction;
   act.submit();
 }
 

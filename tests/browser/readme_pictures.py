@@ -15,21 +15,22 @@ from embedded import EmbeddedStack, Person
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
+from darkroom.client import Job
+
 QUALITY = 82
-WINDOW = {"width": 1200, "height": 800}
+WINDOW = {"width": 1200, "height": 860}
 PATIENCE_SECONDS = 300
-# A picture emerges where about so much of its noise is gone.
-SHARE_SEEN = 0.55
-# Enough steps that the moment is not missed on a machine that is fast.
-NUM_STEPS = 40
+# A picture emerges where about so many of its steps are done; the page hears of them a little late.
+SHARE_SEEN = 0.3
 
 
 @click.command()
 @click.option("--model", type=click.Path(path_type=Path, exists=True), help="A folder with a diffusers pipeline.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), default="docs/images", show_default=True)
 @click.option("--prompt", "prompts", multiple=True, help="What to develop; the model's own examples unless said.")
+@click.option("--steps", default=100, show_default=True, help="Of the picture that emerges: more, if it is missed.")
 @click.option("--theme", type=click.Choice(["light", "dark"]), default="dark", show_default=True)
-def main(model: Path | None, output: Path, prompts: Sequence[str], theme: str) -> None:
+def main(model: Path | None, output: Path, prompts: Sequence[str], steps: int, theme: str) -> None:
     """Write form.webp, emerging.webp and admin.webp."""
     program = chromium.find() or sys.exit("Chromium is missing: apt-get install chromium")
     output.mkdir(parents=True, exist_ok=True)
@@ -41,14 +42,14 @@ def main(model: Path | None, output: Path, prompts: Sequence[str], theme: str) -
             context = browser.new_context(base_url=stack.url, viewport=WINDOW, color_scheme=theme)
             context.set_default_timeout(PATIENCE_SECONDS * 1000)
             expect.set_options(timeout=PATIENCE_SECONDS * 1000)
-            shoot_all(stack, context.new_page(), prompts, output)
+            shoot_all(stack, context.new_page(), prompts, steps, output)
             browser.close()
         finally:
             stack.worker.go_on()
             stack.end()
 
 
-def shoot_all(stack: EmbeddedStack, page: Page, prompts: Sequence[str], output: Path) -> None:
+def shoot_all(stack: EmbeddedStack, page: Page, prompts: Sequence[str], steps: int, output: Path) -> None:
     """Develop a few jobs, then look at the pages."""
     person = Person(stack.url, owner="local", key="")
     prompts = prompts or [*person.client.models()[0].example_prompts, "a red house by the sea at sunset"]
@@ -59,7 +60,7 @@ def shoot_all(stack: EmbeddedStack, page: Page, prompts: Sequence[str], output: 
     page.locator("[name=prompt]").blur()
     expect(page.locator("main img").first).to_be_visible()
     write(page, output / "form.webp")
-    emerge(stack, page, person, prompts[0])
+    emerge(stack, page, person.submit(prompts[0], num_inference_steps=steps, seed=7))
     write(page, output / "emerging.webp")
     stack.worker.go_on()
     expect(page.locator("#job.succeeded")).to_be_visible()
@@ -68,9 +69,8 @@ def shoot_all(stack: EmbeddedStack, page: Page, prompts: Sequence[str], output: 
     person.leave()
 
 
-def emerge(stack: EmbeddedStack, page: Page, person: Person, prompt: str) -> None:
+def emerge(stack: EmbeddedStack, page: Page, job: Job) -> None:
     """Open the page of a job and stop its worker where the picture is half out of the noise."""
-    job = person.submit(prompt, num_inference_steps=NUM_STEPS, seed=7)
     page.goto(f"/jobs/{job.id}")
     page.wait_for_function(
         "share => { const bar = document.getElementById('steps'); return bar && bar.value / bar.max >= share; }",

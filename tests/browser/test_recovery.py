@@ -23,8 +23,10 @@ def step_of(page: Page) -> int:
 
 
 def until_step(page: Page, step: int) -> None:
+    """Wait until the page says that its job is so far, or that it is done: machines differ."""
     page.wait_for_function(
-        "step => Number(document.getElementById('sentence').textContent.match(/Step (\\d+) of/)?.[1] ?? 0) >= step",
+        """step => document.querySelector("#job.succeeded")
+          || Number(document.getElementById("sentence").textContent.match(/Step (\\d+) of/)?.[1] ?? 0) >= step""",
         arg=step,
     )
 

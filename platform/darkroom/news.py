@@ -19,7 +19,7 @@ CHANNEL = "darkroom:news"
 MAX_PENDING = 10_000
 MAX_IN_MESSAGE = 500
 # After a message, the next one waits so long for company: the first of many is told at once.
-REST_SECONDS = 0.01
+REST_SECONDS = 0.02
 
 
 class Crier:

@@ -24,6 +24,8 @@ logger = structlog.get_logger(__name__)
 
 # More rings than this wait for nobody: the poll serves them.
 MAX_PENDING = 1000
+# After a turn, the next rings wait so long for company: the first of many goes out at once.
+REST_SECONDS = 0.01
 # Doorbells waiting in Redis, per slot of the fleet.
 DOORBELLS_PER_SLOT = 2
 
@@ -51,7 +53,7 @@ class Relay:
         self._doorbell = Doorbell(settings)
         self._next_round = time.monotonic()
         self._caps: dict[str, int] = {}
-        self._loop = Loop("relay", self._turn, pause_seconds=0)
+        self._loop = Loop("relay", self._turn, pause_seconds=REST_SECONDS)
         self.ensure_alive = self._loop.ensure_alive
 
     def notify(self, job_id: UUID, *, model: str) -> None:

@@ -129,7 +129,8 @@ def test_request_whose_job_is_gone_makes_no_second_one(queue, params) -> None:
 
 def batch_of(queue, params, num_jobs: int, **values):
     made = jobs.submit_batch(queue.database, [new(params) for _ in range(num_jobs)], owner="ann", **values)
-    return made, jobs.batch_job_ids(queue.database, made.id, owner="ann")
+    job_ids = jobs.batch_job_ids(queue.database, made.id, owner="ann")
+    return made, job_ids
 
 
 def test_batch_gets_the_places_that_its_jobs_would_have_got_one_by_one(queue, params) -> None:
@@ -158,6 +159,12 @@ def test_jobs_of_a_batch_are_claimed_in_its_order(queue, params) -> None:
     _, job_ids = batch_of(queue, params, 5)
     assert [job_id for job_id in queue.order() if job_id in job_ids] == job_ids
     assert queue.history(job_ids[0]) == ["queued", "running"]
+
+
+def test_batch_that_was_just_submitted_is_told_as_whoever_reads_it_now_finds_it(queue, params) -> None:
+    made, job_ids = batch_of(queue, params, 3)
+    assert made == jobs.get_batch(queue.database, made.id, owner="ann")
+    assert made.job_ids == tuple(job_ids)
 
 
 def test_batch_says_how_far_it_is(queue, params) -> None:

@@ -3,7 +3,9 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
+from werkzeug.test import create_environ
 
 from darkroom.db import Database
 
@@ -229,3 +231,11 @@ def test_unknown_path_below_api_is_a_problem_document(bare_client: FlaskClient, 
     assert response.status_code == 404
     assert response.content_type == "application/problem+json"
     assert response.json["code"] == "unknown_path"
+
+
+@pytest.mark.parametrize(("path", "is_whole"), [("/healthz", True), ("/nowhere", True), ("/api/v1/events", False)])
+def test_answer_that_is_there_goes_to_the_server_as_a_whole(app: Flask, path: str, is_whole: bool) -> None:
+    body = app.wsgi_app(create_environ(path, "http://127.0.0.1"), lambda *_: lambda _: None)
+    assert isinstance(body, list) is is_whole
+    if not isinstance(body, list):
+        body.close()  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from darkroom.models import Image, Job, JobClass, JobState
 from darkroom.params import GenerationParams
 
 # Nobody is counted beyond this where a queue is only glanced at: a submit, or a poll, costs the same at any depth.
-MOST_COUNTED = 200
+MOST_COUNTED = 100
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ class BatchRecord:
     num_jobs: int
     created_at: datetime
     states: Mapping[JobState, int]
+    # Of a batch that was just submitted: its jobs, in the order in which they were asked for.
+    job_ids: tuple[UUID, ...] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

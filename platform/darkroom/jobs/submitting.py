@@ -162,12 +162,14 @@ def submit_batch(
         if made_id == batch_id:
             total = sum(cost(each.params) for each in new)
             admit(session, key_id=key_id, cost=total, num_jobs=len(new))
-            session.execute(insert(Batch).values(id=batch_id, owner=owner, num_jobs=len(new)))
+            stored = insert(Batch).values(id=batch_id, owner=owner, num_jobs=len(new)).returning(Batch.created_at)
+            created_at = session.execute(stored).scalar_one()
             _insert_all(session, made, owner, key_id, weight, batch_id)
             _need_inputs(session, owner, made)
-    if made_id == batch_id:
-        logger.info("batch_queued", batch_id=str(batch_id), owner=owner, num_jobs=len(new))
-    return get_batch(database, made_id, owner=owner)
+    if made_id != batch_id:
+        return get_batch(database, made_id, owner=owner)
+    logger.info("batch_queued", batch_id=str(batch_id), owner=owner, num_jobs=len(new))
+    return BatchRecord(batch_id, owner, len(new), created_at, {JobState.QUEUED: len(new)}, tuple(made))
 
 
 def find_made(database: Database, request: Request, *, owner: str) -> UUID | None:

@@ -20,6 +20,7 @@ from darkroom.relay import Relay
 from darkroom.storage import Storage
 from darkroom.sweeper import Sweeper
 from darkroom.web import accounts, api, compat, guards, identity, limits, login, openapi, pages, problems, streams
+from darkroom.web.answers import Whole
 from darkroom.web.api import document
 from darkroom.web.background import Background
 from darkroom.web.converting import Converter
@@ -48,6 +49,7 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
     """
     check_bind(settings)
     app = openapi.create(__name__)
+    app.response_class = Whole
     app.config.update(
         SECRET_KEY=guards.secret_key(settings),
         MAX_CONTENT_LENGTH=MOST_BODY_BYTES,

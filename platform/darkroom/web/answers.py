@@ -1,9 +1,25 @@
 """How answers are made: JSON, its validators, pages of a list. Knows no job."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flask import Response, json, request
+
+
+class Whole(Response):
+    """An answer that gives its server the whole body in a list, where it has it.
+
+    granian sends a list at once; anything else it asks for piece by piece, and once more for the end.
+    """
+
+    def get_app_iter(self, environ: Any) -> Iterable[bytes]:
+        """The body, as WSGI has it."""
+        pieces = super().get_app_iter(environ)
+        if not self.is_sequence:
+            return pieces
+        body = list(pieces)
+        self.close()
+        return body
 
 
 def answer(document: Mapping[str, Any], *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

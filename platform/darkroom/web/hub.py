@@ -22,7 +22,7 @@ from darkroom.db import Database
 from darkroom.events import Cursor, EventRecord, ProgressBoard
 from darkroom.jobs import JobState
 from darkroom.loops import Loop
-from darkroom.news import Listener
+from darkroom.news import REST_SECONDS, Listener
 from darkroom.previews import WATCH_SECONDS, Preview, PreviewBoard
 
 logger = structlog.get_logger(__name__)
@@ -153,7 +153,7 @@ class Hub:
         self._arrived = threading.Event()
         self._listener: Listener | None = None
         self._listen_again_at = 0.0
-        self._poll_at = self._glance_at = self._watch_at = 0.0
+        self._poll_at = self._glance_at = self._watch_at = self._rest_until = 0.0
         self._loop = Loop("hub", self._turn, pause_seconds=0)
 
     @contextmanager
@@ -240,6 +240,8 @@ class Hub:
             self._arrived.wait()
             return
         moved = self._hear()
+        if moved:
+            self._rest_until = time.monotonic() + REST_SECONDS
         is_poll = time.monotonic() >= self._poll_at
         if is_poll:
             self._poll_at = time.monotonic() + POLL_SECONDS
@@ -257,7 +259,8 @@ class Hub:
         return not self._arrived.is_set()
 
     def _hear(self) -> set[UUID]:
-        """Wait for news until it is time to look without."""
+        """Wait for news until it is time to look without; after news, the next ones wait for company."""
+        self._stopping.wait(max(self._rest_until - time.monotonic(), 0.0))
         with self._lock:
             is_glancing = any(followed.is_running and followed.watchers for followed in self._jobs.values())
         wake_at = min(self._poll_at, self._glance_at) if is_glancing else self._poll_at

@@ -132,14 +132,14 @@ class Services:
     ) -> tuple[BatchRecord, list[UUID]]:
         """Store many jobs, all or none, then ring. Returns the batch and its jobs. Raises as `submit` does."""
         owner = current().owner
-        made_id = jobs.find_made(self.database, request, owner=owner) if request else None
-        if made_id is None:
+        if request and (made_id := jobs.find_made(self.database, request, owner=owner)):
+            batch = jobs.get_batch(self.database, made_id, owner=owner)
+        else:
             keys: dict[str, str] = {}
             new = [self._new_job(submission, keys) for submission in submissions]
             with self._inputs_are_there():
-                made_id = jobs.submit_batch(self.database, new, request=request, **self._whose()).id
-        batch = jobs.get_batch(self.database, made_id, owner=owner)
-        job_ids = jobs.batch_job_ids(self.database, made_id, owner=owner)
+                batch = jobs.submit_batch(self.database, new, request=request, **self._whose())
+        job_ids = list(batch.job_ids or jobs.batch_job_ids(self.database, batch.id, owner=owner))
         for job_id, submission in zip(job_ids[:RINGS_PER_BATCH], submissions, strict=False):
             self.background.notify(job_id, model=submission.entry.name)
         return batch, job_ids

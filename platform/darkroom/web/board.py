@@ -98,6 +98,9 @@ def board_of_all(services: Services, *, state: JobState | None) -> Board:
 
 
 def _board(services: Services, found: dict[str, list[JobRecord]], *, owner: str | None) -> Board:
+    # A job that moved between two looks is in both: the later one counts.
+    last = {job.id: title for title, listed in found.items() for job in listed}
+    found = {title: [job for job in listed if last[job.id] == title] for title, listed in found.items()}
     listed = [job for jobs_of_group in found.values() for job in jobs_of_group[:PAGE]]
     rows = {row.job.id: row for row in _rows(services, listed, owner=owner)}
     groups = tuple(_group(title, listed, rows) for title, listed in found.items() if listed)

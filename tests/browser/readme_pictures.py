@@ -78,7 +78,7 @@ def emerge(stack: EmbeddedStack, page: Page, job: Job) -> None:
         polling=20,
     )
     stack.worker.freeze()
-    expect(page.locator("#job.running img").first).to_be_visible()
+    expect(page.locator("#job img[src^='data:']").first).to_be_visible()
 
 
 def write(page: Page, path: Path) -> None:

@@ -1,6 +1,6 @@
 """What goes wrong with one request ends that one; its neighbours get their pictures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,9 @@ def faulty(model: Any) -> Any:
             conditioning = super().encode(prompt, is_negative=is_negative)
             marks = {"fail to denoise": torch.inf, "not a number": torch.nan}
             return {key: embeds + marks.get(prompt, 0.0) for key, embeds in conditioning.items()}
+
+        def encode_together(self, prompts: Sequence[str]) -> list[Mapping[str, Tensor]]:
+            return [self.encode(prompt, is_negative=False) for prompt in prompts]
 
         def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
             if len(latents) > self.max_rows:
@@ -104,14 +107,19 @@ def test_a_request_that_does_not_fit_alone_fails_and_the_engine_goes_on(
     assert small.result(0).image.shape == (64, 64, 3)
 
 
+@pytest.mark.parametrize("exact_comes_first", [True, False])
 def test_an_exact_request_whose_rows_do_not_fit_fails_alone(
     make_engine: Callable[..., Engine],
     faulty: Any,
     request_for: Callable[..., Request],
     develop: Callable[..., list[Handle]],
+    exact_comes_first: bool,
 ) -> None:
     faulty.max_rows = 3  # an exact forward of this size has four
-    exact, normal = develop(make_engine(model=faulty), request_for(is_exact=True), request_for())
+    requests = [request_for(is_exact=is_exact) for is_exact in (exact_comes_first, not exact_comes_first)]
+    exact, normal = sorted(
+        develop(make_engine(model=faulty), *requests), key=lambda handle: not handle.request.is_exact
+    )
     with pytest.raises(RequestFailed, match="does not fit into the device's memory"):
         exact.result(0)
     assert normal.result(0).image.shape == (64, 64, 3)

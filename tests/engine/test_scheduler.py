@@ -127,6 +127,16 @@ def test_who_has_the_least_work_left_keeps_its_rows_and_who_waits_is_stepped_now
     assert ticks == ("l" + "s" * PATIENCE) * 3
 
 
+def test_no_long_request_is_left_to_run_alone_in_rows_that_others_had() -> None:
+    short = [development(rows=1, steps=2) for _ in range(5)]
+    scheduler = scheduler_with(development(rows=1, steps=10), *short, max_rows=2)
+    num_forwards = 0
+    while scheduler.developments:
+        tick(scheduler)
+        num_forwards += 1
+    assert num_forwards == 12  # for 20 steps in two rows; with the least work always first it would be 14
+
+
 def test_a_request_of_a_few_steps_ends_soon_behind_long_ones() -> None:
     scheduler = scheduler_with(*(development(steps=50) for _ in range(8)), max_rows=4)
     for _ in range(10):
@@ -263,7 +273,7 @@ def test_an_exact_request_waits_for_a_forward_of_its_own_rows() -> None:
     normal, exact = development(rows=2), development(rows=2, exact_rows=4)
     scheduler = scheduler_with(normal, exact)
     batches = [tick(scheduler) for _ in range(2)]
-    assert [batch.developments for batch in batches] == [(normal,), (exact, normal)]
+    assert [batch.developments for batch in batches] == [(normal,), (normal, exact)]
     assert [batch.exact_rows for batch in batches] == [None, 4]
 
 

@@ -180,13 +180,15 @@ def test_rubbish_is_refused(engine: Engine, broken: bytes, reason: str) -> None:
     [
         ({"step": 4}, "it is at step 4 of 4"),
         ({"step": -1}, "it is at step -1 of 4"),
-        ({"sampler": {"step": 1}}, "step of sampler 'euler' is no memory of its steps"),
+        ({"sampler": {"dt": 1}}, "sampler 'euler' has nothing to remember"),
+        ({"request.sampler": "heun", "sampler": {"step": 1}}, "step of sampler 'heun' is no memory of its steps"),
     ],
 )
 def test_a_snapshot_that_fits_nowhere_fails_its_request(
     make_engine: Callable[..., Engine], request_for: Callable[..., Request], changes: dict[str, Any], reason: str
 ) -> None:
-    snapshot = edited(snapshot_after(make_engine(), request_for(), steps=1), **changes)
+    sampler = changes.pop("request.sampler", "euler")
+    snapshot = edited(snapshot_after(make_engine(), request_for(sampler=sampler), steps=1), **changes)
     engine = make_engine()
     handle = engine.restore(snapshot)
     with pytest.raises(RequestFailed, match=reason):

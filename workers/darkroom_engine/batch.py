@@ -5,6 +5,7 @@ Names tensors, imports no torch, so that the scheduler can use it.
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from darkroom_engine.costs import ForwardCost
@@ -46,10 +47,20 @@ class Development:
     snapshot: "Snapshot | None" = None  # what it is to go on from, until it has begun
     walk: "dict[int, Tensor]" = field(default_factory=dict)  # step -> (1, ...), on the host
 
+    @cached_property
+    def num_steps(self) -> int:
+        """Denoiser steps from its start to its picture."""
+        return self.handle.progress.num_steps
+
+    @cached_property
+    def timestep_values(self) -> tuple[float, ...]:
+        """Its timesteps, to be read without a tensor's detour: 3 us each, of every request in every step."""
+        return tuple(self.timesteps.tolist())
+
     @property
     def num_steps_left(self) -> int:
         """Denoiser steps that it still needs."""
-        return self.handle.progress.num_steps - self.step
+        return self.num_steps - self.step
 
 
 @dataclass(frozen=True)

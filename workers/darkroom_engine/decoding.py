@@ -112,8 +112,9 @@ class Decoder:
 
     def show(self, developments: Iterable[Development]) -> None:
         """Give those who watch some of these requests previews, soon. Costs nothing where nobody does."""
+        now = time.monotonic()
         for development in developments:
-            if wants_preview(development):
+            if wants_preview(development, now):
                 try:
                     self._show(development)
                 except Exception as error:
@@ -149,6 +150,8 @@ class Decoder:
 
     def _next(self) -> Decode | None:
         """Put together what is decoded next: pictures, then previews, then walks; the oldest first."""
+        if not (self._waiting or self._watched or self._walking):
+            return None
         self._forget_those_done()
         if self._waiting:
             return self._pictures()

@@ -49,13 +49,12 @@ class Forwards:
         rows = [development for development in developments for _ in range(development.num_rows)]
         num_padding = exact_rows - len(rows) if exact_rows else 0
         padded = rows + rows[:1] * num_padding
-        timesteps = {development: float(development.timesteps[development.step]) for development in developments}
         denoise = self._graphed.get(model, model.denoise)
         with self._stopwatch.timing(developments[0].batch_key, len(padded)), attention_of(self._tunings[model]):
             prediction = denoise(
                 model_inputs(padded),  # (B, ...)
                 # float32: some samplers stand between the integer timesteps, and it holds the integers exactly.
-                torch.tensor([timesteps[row] for row in padded], dtype=torch.float32).to(
+                torch.tensor([row.timestep_values[row.step] for row in padded], dtype=torch.float32).to(
                     self.device, non_blocking=True
                 ),
                 self._conditioning(model, tuple(developments), num_padding),

@@ -3,8 +3,6 @@
 Knows no VAE and no thread.
 """
 
-import time
-
 import torch
 from torch import Tensor
 
@@ -32,7 +30,7 @@ def _walk_steps(development: Development) -> tuple[int, ...]:
     num_gaps = development.request.num_walk_frames - 1
     if num_gaps < 1:
         return ()
-    num_steps = len(development.timesteps)
+    num_steps = development.num_steps
     return tuple(dict.fromkeys(round(n * num_steps / num_gaps) for n in range(num_gaps)))
 
 
@@ -49,12 +47,11 @@ def preview_latents(development: Development) -> Tensor:
     return model_input(development) if development.denoised is None else development.denoised
 
 
-def wants_preview(development: Development) -> bool:
+def wants_preview(development: Development, now: float) -> bool:
     """Whether somebody watches the request, and has waited long enough. Not for its last step: the picture follows."""
-    now = time.monotonic()
     handle = development.handle
     is_due = now - handle.shown_at >= PREVIEW_SECONDS
-    return is_due and handle.is_watched(now) and development.step < len(development.timesteps)
+    return handle.is_watched(now) and is_due and development.step < development.num_steps
 
 
 def shrink(latents: Tensor, size: Size, max_pixels: int) -> tuple[Tensor, Size]:

@@ -23,11 +23,18 @@ class PromptCache:
             self._kept.move_to_end(key)
             return self._kept[key]
         embeddings = encode()
+        self.put(key, embeddings)
+        return embeddings
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._kept
+
+    def put(self, key: Hashable, embeddings: Conditioning) -> None:
+        """Keep the embeddings of a key that is not there."""
         self._kept[key] = embeddings
         self._num_bytes += _size(embeddings)
         while self._num_bytes > self._max_bytes:
             self._num_bytes -= _size(self._kept.popitem(last=False)[1])
-        return embeddings
 
 
 def _size(embeddings: Conditioning) -> int:

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -35,8 +36,17 @@ from darkroom_engine.validation import check_extras, check_pixels, check_request
 
 logger = logging.getLogger(__name__)
 
-# Step tables that are kept: requests mostly ask for the same few samplers and numbers of steps.
+# Step tables that are kept, and courses: requests mostly ask for the same few samplers and numbers of steps.
 MAX_STEP_TABLES = 256
+
+
+@dataclass(frozen=True)
+class Course:
+    """The steps that a request goes. With a step table the noise_scheduler is never stepped, and many may share it."""
+
+    noise_scheduler: Any
+    timesteps: Tensor
+    step_table: StepTable | None
 
 
 class ModelRunner:
@@ -50,6 +60,7 @@ class ModelRunner:
         self._prompts = PromptCache()
         self._building = threading.Lock()  # of noise_schedulers, and of their step tables
         self._step_tables: dict[Hashable, StepTable | None] = {}
+        self._courses: dict[Hashable, Course] = {}
 
     def adopt(self, name: str, model: Family, tuning: Tuning) -> None:
         """Take in a loaded model, and how it is to use the device."""
@@ -81,22 +92,19 @@ class ModelRunner:
         if num_skipped == request.num_inference_steps:
             steps = request.num_inference_steps
             raise InvalidRequest("strength", f"is {request.strength}, and leaves not one of {steps} steps")
-        make = partial(_make_noise_scheduler, model, request)
         with self._building:
-            noise_scheduler = make()
-            timesteps = noise_scheduler.timesteps[num_skipped * noise_scheduler.order :]
-            step_table = self._step_table(request, noise_scheduler, timesteps, make)
+            course = self._course(model, request, num_skipped)
         generator = Generator().manual_seed(request.seed)
         return Development(
             request=request,
-            handle=Handle(request, len(timesteps)),
+            handle=Handle(request, len(course.timesteps)),
             batch_key=(request.model, request.loras, model.batch_key(request)),
             num_rows=model.num_rows(request),
-            noise_scheduler=noise_scheduler,
-            timesteps=timesteps,
-            step_arguments=step_arguments(noise_scheduler, generator),
+            noise_scheduler=course.noise_scheduler,
+            timesteps=course.timesteps,
+            step_arguments=step_arguments(course.noise_scheduler, generator),
             generator=generator,
-            step_table=step_table,
+            step_table=course.step_table,
             max_rows=memory.max_rows(num_pixels) if memory else None,
             exact_rows=exact_rows(request.width, request.height) if request.is_exact else None,
         )
@@ -118,6 +126,22 @@ class ModelRunner:
             known = self.memory.get(request.model)
             self.memory[request.model] = bound.stricter(known) if known else bound
         return costs
+
+    def _course(self, model: Family, request: Request, num_skipped: int) -> Course:
+        """Lay out a request's steps; those that tables say are laid out once for all requests that ask for the same."""
+        size = (request.width, request.height) if model.timing(request) else None
+        key = (request.model, request.sampler, request.num_inference_steps, num_skipped, size)
+        if key in self._courses:
+            return self._courses[key]
+        make = partial(_make_noise_scheduler, model, request)
+        noise_scheduler = make()
+        timesteps = noise_scheduler.timesteps[num_skipped * noise_scheduler.order :]
+        course = Course(noise_scheduler, timesteps, self._step_table(request, noise_scheduler, timesteps, make))
+        if course.step_table is not None:
+            self._courses[key] = course
+            if len(self._courses) > MAX_STEP_TABLES:
+                del self._courses[next(iter(self._courses))]
+        return course
 
     def _step_table(
         self, request: Request, noise_scheduler: Any, timesteps: Tensor, make: Callable[[], Any]
@@ -142,10 +166,14 @@ class ModelRunner:
         # Asked by name: isinstance() of a Protocol takes 30 us, a tenth of what a step may cost the host.
         if adapters := getattr(model, "adapters", None):
             adapters.activate(batch.developments[0].request.loras)
-        for development in batch.developments:
-            if development.conditioning is None:
-                self._encode(model, development, outcome)
-        self._denoise(model, [d for d in batch.developments if d not in outcome.failures], batch.exact_rows, outcome)
+        newcomers = [development for development in batch.developments if development.conditioning is None]
+        if len(newcomers) > 1:
+            self._encode_prompts_together(model, newcomers)
+        for development in newcomers:
+            self._encode(model, development, outcome)
+        # Those of two rows first: both rows of all of them are then found by their places.
+        in_order = sorted(batch.developments, key=lambda development: -development.num_rows)
+        self._denoise(model, [d for d in in_order if d not in outcome.failures], batch.exact_rows, outcome)
         for development in batch.developments:
             if development not in outcome.failures:
                 self._note(development, outcome)
@@ -157,6 +185,29 @@ class ModelRunner:
         with self._isolated(development, outcome):
             self._start(model, development)
             development.handle.advance("denoise", development.step)
+
+    def _encode_prompts_together(self, model: Family, newcomers: Sequence[Development]) -> None:
+        """Encode the prompts of several requests in one go, where the family can: it takes little longer than one.
+
+        Not those of exact requests, whose embeddings would differ in the last bits.
+        """
+        encode_together = getattr(model, "encode_together", None)
+        prompts = {
+            _prompt_key(development.request, development.request.prompt, is_negative=False): development.request.prompt
+            for development in newcomers
+            if not development.request.is_exact
+        }
+        new = {key: prompt for key, prompt in prompts.items() if key not in self._prompts}
+        if encode_together is None or len(new) < 2:
+            return
+        try:
+            embeddings = encode_together(list(new.values()))
+        except Exception as error:
+            check_device(error)
+            logger.warning("encoding %d prompts together failed; each is encoded alone", len(new), exc_info=True)
+            return
+        for key, embedding in zip(new, embeddings, strict=True):
+            self._prompts.put(key, embedding)
 
     def _start(self, model: Family, development: Development) -> None:
         start = model.start(development.request, development.noise_scheduler, development.generator)
@@ -173,7 +224,7 @@ class ModelRunner:
         request = development.request
 
         def embeddings(prompt: str, *, is_negative: bool) -> Conditioning:
-            key = (request.model, request.loras, prompt, is_negative)
+            key = _prompt_key(request, prompt, is_negative=is_negative)
             return self._prompts.get(key, partial(model.encode, prompt, is_negative=is_negative))
 
         positive = embeddings(request.prompt, is_negative=False)
@@ -183,7 +234,7 @@ class ModelRunner:
 
     def snapshot(self, development: Development) -> bytes:
         """Write a development down. Raises InvalidSnapshot when its walk is over, or its sampler has no words."""
-        if development.step == len(development.timesteps):
+        if development.step == development.num_steps:
             raise InvalidSnapshot("its walk is over")
         fresh = None
         if development.step_table is None:  # else its noise_scheduler has nothing to remember
@@ -213,7 +264,8 @@ class ModelRunner:
             check_device(error)
             if len(developments) == 1 or (exact_rows and is_out_of_memory(error)):
                 # The rows of a forward that must be exact cannot be halved; the neighbors are tried again without it.
-                outcome.failures[developments[0]] = reason(error)
+                exact = [development for development in developments if development.exact_rows]
+                outcome.failures[(exact or developments)[0]] = reason(error)
                 logger.exception("a request failed")
             elif is_out_of_memory(error):
                 outcome.is_out_of_memory = True
@@ -248,7 +300,7 @@ class ModelRunner:
 
     def _note(self, development: Development, outcome: StepOutcome) -> None:
         """Keep what the request's walk needs, and name it as denoised when it has reached its last step."""
-        if development.step == len(development.timesteps):
+        if development.step == development.num_steps:
             outcome.denoised.append(development)
         elif development.request.num_walk_frames:
             with self._isolated(development, outcome):
@@ -263,6 +315,11 @@ class ModelRunner:
             check_device(error)
             outcome.failures[development] = reason(error)
             logger.exception("a request failed")
+
+
+def _prompt_key(request: Request, prompt: str, *, is_negative: bool) -> Hashable:
+    """Say what a prompt's embeddings depend on. Exact ones are encoded one at a time, and kept apart."""
+    return (request.model, request.loras, prompt, is_negative, request.is_exact)
 
 
 def _make_noise_scheduler(model: Family, request: Request) -> Any:

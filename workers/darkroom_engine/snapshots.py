@@ -105,6 +105,8 @@ def put_back(snapshot: Snapshot, development: "Development") -> None:
     development.generator.set_state(snapshot.generator_state)
     development.walk.update(snapshot.walk)
     development.step = snapshot.step
+    if snapshot.sampler_state and development.step_table is not None:
+        raise InvalidSnapshot(f"sampler {development.request.sampler!r} has nothing to remember, and it holds some")
     for name, value in snapshot.sampler_state.items():
         if hasattr(type(development.noise_scheduler), name):
             raise InvalidSnapshot(f"{name} of sampler {development.request.sampler!r} is no memory of its steps")

@@ -6,7 +6,8 @@ they are right by construction, whatever spacing, parameterization and solver it
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -57,6 +58,11 @@ class StepWeights:
     noise: float
     denoised_latents: float
     denoised_prediction: float
+
+    @cached_property
+    def in_order(self) -> tuple[float, ...]:
+        """All of them, in the order of the fields."""
+        return astuple(self)
 
 
 StepTable = tuple[StepWeights, ...]

@@ -27,19 +27,20 @@ def model_input(development: Development) -> Tensor:
 def model_inputs(developments: Sequence[Development]) -> Tensor:
     """Give the same of many, (B, ...) together; one that is named more than once has as many rows."""
     latents: dict[Development, Tensor] = {}
-    scales: dict[Development, float] = {}
-    for development in dict.fromkeys(developments):
+    scales: list[float] = []
+    for development in developments:
         if development.step_table is None:
-            latents[development], scales[development] = model_input(development), 1.0
+            if development not in latents:
+                latents[development] = model_input(development)
+            scales.append(1.0)
         else:
             assert development.latents is not None
             latents[development] = development.latents
-            scales[development] = development.step_table[development.step].input_scale
+            scales.append(development.step_table[development.step].input_scale)
     together = torch.cat([latents[development] for development in developments])
-    if all(scale == 1 for scale in scales.values()):
+    if all(scale == 1 for scale in scales):
         return together
-    column = _column([scales[development] for development in developments], like=together)
-    return (together * column).to(together.dtype)
+    return (together * _column(scales, like=together)).to(together.dtype)
 
 
 def draws(development: Development) -> bool:
@@ -48,63 +49,78 @@ def draws(development: Development) -> bool:
 
 
 def advance(model: Family, developments: Sequence[Development], prediction: Tensor) -> None:
-    """Bring every request one step further; prediction (rows, ...) has each one's rows, the negative prompt's first."""
+    """Bring every request one step further, those of two rows first.
+
+    Prediction (rows, ...) has each one's rows in that order, the negative prompt's before the prompt's own.
+    """
     guided = _guide(model, developments, prediction)
-    linear = [development for development in developments if development.step_table is not None]
-    if linear:
-        _advance_together(linear, torch.cat([guided[development] for development in linear]))
+    if all(development.step_table is not None for development in developments):
+        _advance_together(developments, guided)
+    else:
+        _advance_apart(developments, guided)
     for development in developments:
-        if development.step_table is None:
-            _advance_alone(development, guided[development])
         if development.kept is not None and development.latents is not None:
             development.latents = development.kept.put_back(development.latents, development.step)
 
 
-def _guide(model: Family, developments: Sequence[Development], prediction: Tensor) -> dict[Development, Tensor]:
-    """Bring the two rows of each request with guidance together: one prediction (1, ...) a request."""
-    rows = iter(prediction.split(1))
-    guided = {development: [next(rows) for _ in range(development.num_rows)] for development in developments}
-    pairs = [development for development in developments if development.num_rows == 2]
-    combined: dict[Development, Tensor] = {}
-    if pairs:
-        scales = [development.request.guidance_scale for development in pairs]
-        together = model.guide(
-            torch.cat([guided[development][0] for development in pairs]),
-            torch.cat([guided[development][1] for development in pairs]),
-            _column(scales, like=prediction),
-        )
-        combined = dict(zip(pairs, together.split(1), strict=True))
-    return {development: combined.get(development, parts[0]) for development, parts in guided.items()}
+def _guide(model: Family, developments: Sequence[Development], prediction: Tensor) -> Tensor:
+    """Bring the two rows of each request with guidance together: one row (B, ...) a request."""
+    scales = [development.request.guidance_scale for development in developments if development.num_rows == 2]
+    if not scales:
+        return prediction
+    pairs, rest = prediction[: 2 * len(scales)], prediction[2 * len(scales) :]
+    together = model.guide(pairs[0::2], pairs[1::2], _column(scales, like=prediction))
+    return torch.cat([together, rest]) if len(rest) else together
+
+
+def _advance_apart(developments: Sequence[Development], prediction: Tensor) -> None:
+    """Step those with a table together, and each of the others with its own noise_scheduler."""
+    rows = dict(zip(developments, prediction.chunk(len(developments)), strict=True))
+    linear = [development for development in developments if development.step_table is not None]
+    if linear:
+        _advance_together(linear, torch.cat([rows[development] for development in linear]))
+    for development in developments:
+        if development.step_table is None:
+            _advance_alone(development, rows[development])
 
 
 def _advance_together(developments: Sequence[Development], prediction: Tensor) -> None:
     """Step by the tables: each operation is for all requests, each weight a request's own.
 
-    Products and sums apart, because a fused multiply-add rounds differently in the last rows of a tensor.
+    Products and sums apart, because a fused multiply-add rounds differently in the last rows of a tensor. All weights
+    are brought to the device at once: the host's time for a step is mostly the number of its operations.
     """
     weights = [development.step_table[development.step] for development in developments if development.step_table]
-
-    def column(name: str) -> Tensor:
-        return _column([getattr(step, name) for step in weights], like=prediction)
-
+    _, of_latents, of_prediction, of_previous, of_noise, denoised_latents, denoised_prediction = _columns(
+        [step.in_order for step in weights], like=prediction
+    )
     latents = torch.cat([development.latents for development in developments if development.latents is not None])
-    stepped = latents * column("latents") + prediction * column("prediction")
-    denoised = latents * column("denoised_latents") + prediction * column("denoised_prediction")
+    stepped = latents * of_latents + prediction * of_prediction
+    denoised = latents * denoised_latents + prediction * denoised_prediction
     if any(step.previous for step in weights):
         nothing = torch.zeros_like(denoised[:1])
         previous = [nothing if development.denoised is None else development.denoised for development in developments]
-        stepped = stepped + torch.cat(previous) * column("previous")
+        stepped = stepped + torch.cat(previous) * of_previous
     if any(step.noise for step in weights):
         silence = torch.zeros(latents.shape[1:])[None]
         noise = [
             _draw(development) if step.noise else silence
             for development, step in zip(developments, weights, strict=True)
         ]
-        stepped = stepped + torch.cat(noise).to(latents.device, non_blocking=True) * column("noise")
-    rows = zip(developments, stepped.to(latents.dtype).split(1), denoised.split(1), strict=True)
+        stepped = stepped + torch.cat(noise).to(latents.device, non_blocking=True) * of_noise
+    num = len(developments)
+    rows = zip(developments, stepped.to(latents.dtype).chunk(num), denoised.chunk(num), strict=True)
     for development, own_latents, own_denoised in rows:
         development.latents, development.denoised = own_latents, own_denoised
         development.step += 1
+
+
+def _columns(rows: Sequence[tuple[float, ...]], *, like: Tensor) -> tuple[Tensor, ...]:
+    """Give the numbers of each request (B, K) as K columns, each float32 (B, 1, ...)."""
+    numbers = torch.tensor([number for row in rows for number in row], dtype=torch.float32)
+    shape = (len(rows), len(rows[0]), *(1 for _ in like.shape[1:]))
+    columns: tuple[Tensor, ...] = numbers.to(like.device, non_blocking=True).view(shape).unbind(1)
+    return columns
 
 
 def _column(numbers: Sequence[float], *, like: Tensor) -> Tensor:

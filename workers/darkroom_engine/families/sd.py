@@ -98,7 +98,12 @@ class StableDiffusion:
 
     def encode(self, prompt: str, *, is_negative: bool) -> Conditioning:
         """Turn one prompt into the text encoder's last hidden states (1, L, D)."""
-        return {"encoder_hidden_states": self._embed(prompt)}
+        return {"encoder_hidden_states": self._embed([prompt])}
+
+    def encode_together(self, prompts: Sequence[str]) -> list[Conditioning]:
+        """Turn several prompts, none of them negative, into what `encode` gives for each, up to rounding."""
+        # Copies: a row of many would keep the memory of all of them.
+        return [{"encoder_hidden_states": row.clone()} for row in self._embed(prompts).split(1)]
 
     def condition(self, request: Request, positive: Conditioning, negative: Conditioning | None) -> Conditioning:
         """Put together what `denoise` takes, each (num_rows, ...), the negative prompt first."""
@@ -139,9 +144,9 @@ class StableDiffusion:
     def _embeds_guidance(self) -> bool:
         return self.unet.config.time_cond_proj_dim is not None
 
-    def _embed(self, prompt: str) -> Tensor:
+    def _embed(self, prompts: Sequence[str]) -> Tensor:
         tokens = self.tokenizer(
-            [prompt],
+            list(prompts),
             padding="max_length",
             max_length=self.tokenizer.model_max_length,
             truncation=True,

@@ -108,6 +108,23 @@ class StableDiffusionXL:
 
     def encode(self, prompt: str, *, is_negative: bool) -> Conditioning:
         """Turn one prompt into both encoders' last but one hidden states (1, L, D) and the second's pooled (1, P)."""
+        embeds, pooled = self._embed([prompt])
+        if is_negative and not prompt and self._pipeline.config.force_zeros_for_empty_prompt:
+            # It was trained to take zeros where there is no prompt.
+            embeds, pooled = torch.zeros_like(embeds), torch.zeros_like(pooled)
+        return {"encoder_hidden_states": embeds, "text_embeds": pooled}
+
+    def encode_together(self, prompts: Sequence[str]) -> list[Conditioning]:
+        """Turn several prompts, none of them negative, into what `encode` gives for each, up to rounding."""
+        embeds, pooled = self._embed(prompts)
+        # Copies: a row of many would keep the memory of all of them.
+        return [
+            {"encoder_hidden_states": row.clone(), "text_embeds": own_pooled.clone()}
+            for row, own_pooled in zip(embeds.split(1), pooled.split(1), strict=True)
+        ]
+
+    def _embed(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Give (B, L, D) and (B, P), in the UNet's dtype."""
         hidden_states = []
         encoders = (
             (self._pipeline.tokenizer, self.text_encoder),
@@ -115,7 +132,7 @@ class StableDiffusionXL:
         )
         for tokenizer, text_encoder in encoders:
             tokens = tokenizer(
-                [prompt],
+                list(prompts),
                 padding="max_length",
                 max_length=tokenizer.model_max_length,
                 truncation=True,
@@ -123,11 +140,8 @@ class StableDiffusionXL:
             )
             encoded = text_encoder(tokens.input_ids.to(self._device), output_hidden_states=True)
             hidden_states.append(encoded.hidden_states[-2])
-        embeds, pooled = torch.cat(hidden_states, dim=-1), encoded[0]  # (1, L, D), (1, P)
-        if is_negative and not prompt and self._pipeline.config.force_zeros_for_empty_prompt:
-            # It was trained to take zeros where there is no prompt.
-            embeds, pooled = torch.zeros_like(embeds), torch.zeros_like(pooled)
-        return {"encoder_hidden_states": embeds.to(self.unet.dtype), "text_embeds": pooled.to(self.unet.dtype)}
+        embeds, pooled = torch.cat(hidden_states, dim=-1), encoded[0]  # (B, L, D), (B, P)
+        return embeds.to(self.unet.dtype), pooled.to(self.unet.dtype)
 
     def condition(self, request: Request, positive: Conditioning, negative: Conditioning | None) -> Conditioning:
         """Put together what `denoise` takes, each (num_rows, ...), the negative prompt first."""

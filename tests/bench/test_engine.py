@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -126,18 +127,19 @@ def model(pipeline: StableDiffusionPipeline) -> TimedDiffusion:
 @pytest.fixture(scope="module")
 def curve(model: TimedDiffusion) -> dict[int, float]:
     """Seconds of a forward, by its rows: the middle of 15, taken in turns."""
+    ways = {count: partial(run_forwards, model, count, 1) for count in COUNTS}
+    return {count: statistics.median(seconds) for count, seconds in in_turns(ways, num_rounds=15).items()}
+
+
+@torch.inference_mode()
+def run_forwards(model: TimedDiffusion, num_rows: int, num_forwards: int) -> None:
+    """Run so many forwards, and nothing else."""
     generator = Generator().manual_seed(1)
-    inputs = {
-        count: (
-            torch.randn(count, 4, SIZE // 8, SIZE // 8, generator=generator),
-            torch.rand(count, generator=generator) * 999,
-            {"encoder_hidden_states": torch.randn(count, NUM_TOKENS, seeded.TEXT_WIDTH, generator=generator)},
-        )
-        for count in COUNTS
-    }
-    with torch.inference_mode():
-        ways = {count: (lambda count=count: model.denoise(*inputs[count])) for count in COUNTS}
-        return {count: statistics.median(seconds) for count, seconds in in_turns(ways, num_rounds=15).items()}
+    latents = torch.randn(num_rows, 4, SIZE // 8, SIZE // 8, generator=generator)
+    timesteps = torch.rand(num_rows, generator=generator) * 999
+    embeds = torch.randn(num_rows, NUM_TOKENS, seeded.TEXT_WIDTH, generator=generator)
+    for _ in range(num_forwards):
+        model.denoise(latents, timesteps, {"encoder_hidden_states": embeds})
 
 
 @pytest.fixture(scope="module")
@@ -245,9 +247,7 @@ def test_batch_curve(rows: Rows, curve: dict[int, float]) -> None:
         )
 
 
-def test_mixed_jobs(
-    rows: Rows, curve: dict[int, float], make_engine: Callable[..., Engine], pipeline: StableDiffusionPipeline
-) -> None:
+def test_mixed_jobs(rows: Rows, make_engine: Callable[..., Engine], pipeline: StableDiffusionPipeline) -> None:
     requests = mixed_requests()
     engines = {
         "engine": make_engine(),
@@ -270,9 +270,6 @@ def test_mixed_jobs(
     ways["pipeline"] = lambda: develop_with_pipeline(pipeline, new())
     seconds = in_turns(ways, num_rounds=NUM_ROUNDS)
     ours = seconds["engine"]
-    best_rate = max(count / curve[count] for count in COUNTS if count <= MAX_ROWS)
-    ideal_seconds = num_row_steps(requests) / best_rate
-    share = ideal_seconds / statistics.median(ours)
     for name, what, bar in [
         ("pipeline", "32 mixed jobs: StableDiffusionPipeline one at a time, over engine", ">= 2.5"),
         ("static", "32 mixed jobs: static batching, over engine", ">= 1.5"),
@@ -281,8 +278,31 @@ def test_mixed_jobs(
         ("exact", "32 mixed jobs: exact mode, over normal mode", "reported"),
     ]:
         rows[what] = row(ratio(seconds[name], ours), bar, s=round(statistics.median(seconds[name]), 2))
+
+
+def test_share_of_what_the_batch_curve_allows(
+    rows: Rows, curve: dict[int, float], make_engine: Callable[..., Engine], model: TimedDiffusion
+) -> None:
+    """As many forwards as the jobs need with every row in use, in turns with the jobs, for no two moments are alike."""
+    best_rows = max((count for count in COUNTS if count <= MAX_ROWS), key=lambda count: count / curve[count])
+    num_forwards = round(num_row_steps(mixed_requests()) / best_rows)
+    engine = make_engine()
+    numbers = itertools.count()
+
+    def jobs() -> None:
+        number = next(numbers)
+        develop(engine, [replace(each, prompt=f"{number} {each.prompt}") for each in mixed_requests()])
+
+    seconds = in_turns(
+        {"forwards": partial(run_forwards, model, best_rows, num_forwards), "jobs": jobs}, num_rounds=2 * NUM_ROUNDS
+    )
+    shares = [ideal / ours for ideal, ours in zip(seconds["forwards"], seconds["jobs"], strict=True)]
     rows["32 mixed jobs: share of what the batch curve allows"] = row(
-        f"{share:.0%}", ">= 85%", s=round(statistics.median(ours), 2)
+        f"{statistics.median(shares):.0%}",
+        ">= 85%",
+        s=round(statistics.median(seconds["jobs"]), 2),
+        worst=f"{min(shares):.0%}",
+        n=len(shares),
     )
 
 

@@ -1,6 +1,6 @@
 """Say how many rows a worker runs at a step
 
-Revision ID: 0008
+Revision ID: 0006
 Revises: 0005
 """
 

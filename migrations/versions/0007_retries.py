@@ -1,7 +1,7 @@
 """Find out which jobs were submitted once more
 
-Revision ID: 0009
-Revises: 0008
+Revision ID: 0007
+Revises: 0006
 """
 
 import sqlalchemy as sa

@@ -36,6 +36,9 @@ OURS_TOO = {"DATABASE_URL", "REDIS_URL", "SECRET_KEY", "PORT"}
 NO_SKIP = "DARKROOM_TESTS_NO_SKIP"
 SCREENSHOTS = Path(__file__).parent / "browser/screenshots"
 
+# What most tests develop with: random weights that are there in no time, whatever model Darkroom ships.
+SEEDED = Path(__file__).with_name("seeded.toml")
+
 AnyServer = TypeVar("AnyServer", bound=Server)
 
 
@@ -365,6 +368,7 @@ def settings(tmp_path: Path, database_url: str, valkey: Valkey, s3: S3) -> Setti
     """Settings that point at the servers of this test. For another value: settings.model_copy(update={...})."""
     return load_settings(
         home=tmp_path / "home",
+        catalog=SEEDED,
         database_url=database_url,
         redis_url=valkey.url,
         s3_endpoint_url=s3.endpoint_url,
@@ -379,6 +383,7 @@ def environment(settings: Settings, s3: S3) -> dict[str, str]:
         **os.environ,
         **s3.credentials,
         "DARKROOM_HOME": str(settings.home),
+        "DARKROOM_CATALOG": str(SEEDED),
         "DATABASE_URL": settings.database_url,
         "REDIS_URL": settings.redis_url,
         "S3_ENDPOINT_URL": settings.s3_endpoint_url or "",

@@ -138,7 +138,7 @@ class ModelEntry(_Frozen):
     title: str
     description: str = ""
     family: str
-    # A folder, a hub id, or "seeded:<n>" for random weights built by code.
+    # A folder, a hub id, "shipped:<name>", or "seeded:<n>" for random weights built by code.
     source: str
     revision: str | None = None
     license: str = "unknown"

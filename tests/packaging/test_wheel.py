@@ -77,6 +77,8 @@ def names(wheel: Path) -> set[str]:
         "darkroom/migrations/script.py.mako",
         "darkroom/migrations/versions/0001_first_tables.py",
         "darkroom_engine/__init__.py",
+        "darkroom_engine/models/darkroom-128/manifest.json",
+        "darkroom_engine/models/darkroom-128/vae/diffusion_pytorch_model.safetensors",
         "darkroom_worker/app.py",
     ],
 )

@@ -64,7 +64,7 @@ class LoadedModel:
 def load_model(
     name: str, family: str | None, *, source: str, revision: str | None, dtype: str | None, device: torch.device
 ) -> Family:
-    """Load weights from "seeded:<n>", a folder, a file or the hub; only the last uses the network.
+    """Load weights from "shipped:<name>", "seeded:<n>", a folder, a file or the hub; only the last uses the network.
 
     Which family it is, a folder says by its pipeline class, and a file by its tensors; `family` is what the caller
     holds it for. On the hub, "<owner>/<name>" is a folder, and "<owner>/<name>/<file>.safetensors" a file of it. Raises

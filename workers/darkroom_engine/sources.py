@@ -1,4 +1,4 @@
-"""Where weights lie: under a path, or on the hub, which they are brought from. Knows no model."""
+"""Where weights lie: shipped beside the engine, under a path, or on the hub, which they are brought from."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +16,9 @@ from darkroom_engine.quiet import quiet
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FILE = re.compile(rf"({HUB_ID.pattern})/([\w./-]+\.safetensors)")
 
+SHIPPED = re.compile(r"shipped:([a-z0-9][a-z0-9._-]*)")
+SHIPPED_FOLDER = Path(__file__).with_name("models")
+
 INDEX = "model_index.json"
 SAFETENSORS = "*.safetensors"
 
@@ -23,8 +26,10 @@ SAFETENSORS = "*.safetensors"
 def find_model(name: str, source: str, revision: str | None, *, left_out: Callable[[Path], Mapping[str, Any]]) -> Path:
     """Say where a pipeline's folder or single file lies. Raises ModelLoadError.
 
-    Of a pipeline on the hub, only safetensors are brought, and no part that `left_out` names, given the index.
+    "shipped:<name>" is one that comes with the engine. Of a pipeline on the hub, only safetensors are brought, and no part that `left_out` names, given the index.
     """
+    if match := SHIPPED.fullmatch(source):
+        return _find_shipped(name, match[1])
     path = Path(source).expanduser()
     if path.exists():
         return path
@@ -35,6 +40,14 @@ def find_model(name: str, source: str, revision: str | None, *, left_out: Callab
             index = Path(hf_hub_download(source, INDEX, revision=revision))
             absent = {part: None for part, value in left_out(index).items() if value is None}
             return Path(DiffusionPipeline.download(source, revision=revision, use_safetensors=True, **absent))
+    return path
+
+
+def _find_shipped(name: str, shipped: str) -> Path:
+    path = SHIPPED_FOLDER / shipped
+    if not path.is_dir():
+        known = sorted(folder.name for folder in SHIPPED_FOLDER.glob("*/"))
+        raise ModelLoadError(name, f"no model {shipped!r} comes with the engine; known are: {', '.join(known)}")
     return path
 
 

@@ -98,9 +98,10 @@ def _tell(job_id: str, mailbox: Mailbox) -> Iterator[str]:
         state, told = sight.job.state, html
         mail = live.next_mail(mailbox, seconds=_patience(sight))
         previews = mail.previews
-        if mail.events or sight.job.state is JobState.QUEUED:
+        # A line moves without news of this job. And whoever hears nothing at all looks for himself: SQL is the truth.
+        if mail.events or not mail.progress:
             sight = services().follow(job_id)
-        elif mail.progress:
+        else:
             sight = services().at(sight.job, progress=mail.progress)
 
 

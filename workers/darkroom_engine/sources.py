@@ -26,7 +26,8 @@ SAFETENSORS = "*.safetensors"
 def find_model(name: str, source: str, revision: str | None, *, left_out: Callable[[Path], Mapping[str, Any]]) -> Path:
     """Say where a pipeline's folder or single file lies. Raises ModelLoadError.
 
-    "shipped:<name>" is one that comes with the engine. Of a pipeline on the hub, only safetensors are brought, and no part that `left_out` names, given the index.
+    "shipped:<name>" is one that comes with the engine. Of a pipeline on the hub, only safetensors are brought, and no
+    part that `left_out` names, given the index.
     """
     if match := SHIPPED.fullmatch(source):
         return _find_shipped(name, match[1])

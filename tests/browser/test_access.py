@@ -53,12 +53,12 @@ def see_form(page: Page, person: Any, stack: Any) -> None:
 def see_queued_job(page: Page, person: Any, stack: Any) -> None:
     stack.worker.freeze()
     page.goto(f"/jobs/{person.submit().id}")
-    expect(page.locator("#sentence")).to_contain_text("line")
+    expect(page.locator("#standing .lead")).to_contain_text("line")
 
 
 def see_running_job(page: Page, person: Any, stack: Any) -> None:
     page.goto(f"/jobs/{person.submit_slow().id}")
-    expect(page.locator("#sentence")).to_contain_text("Step")
+    expect(page.locator("#standing .lead")).to_contain_text("Step")
     stack.worker.freeze()
 
 

@@ -48,10 +48,10 @@ def test_nothing_moves_and_nothing_chatters_while_a_picture_develops(page, perso
     stack.worker.freeze()
     job = person.submit_slow()
     page.goto(f"/jobs/{job.id}")
-    expect(page.locator("#sentence")).to_contain_text("line")
+    expect(page.locator("#standing .lead")).to_contain_text("line")
     page.evaluate(NOTE_WORDS)
     stack.worker.go_on()
-    expect(page.locator("#sentence")).to_contain_text("Step")
+    expect(page.locator("#standing .lead")).to_contain_text("Step")
     expect(page.locator("#job img[src^='data:']").first).to_be_visible()
     assert page.evaluate("window.shifts") == []
     expect(page.locator("#job.succeeded")).to_be_visible()

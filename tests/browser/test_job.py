@@ -35,7 +35,7 @@ def test_picture_comes_out_of_the_noise_over_one_stream_and_nothing_jumps(warm, 
     page.on("request", lambda request: asked.update([re.sub(r"[?#].*", "", request.url.removeprefix(stack.url))]))
     page.add_init_script(NOTE_WHAT_IS_SEEN)
     page.goto(f"/jobs/{job.id}")
-    expect(page.locator("#sentence")).to_contain_text("Next in the line.")
+    expect(page.locator("#standing .lead")).to_contain_text("Next in the line.")
     stack.worker.go_on()
     expect(page).to_have_title(re.compile(r"^\d+/50 Developing"))
     page.wait_for_function("() => window.seen.size >= 3")
@@ -65,7 +65,7 @@ def test_picture_comes_out_of_the_noise_over_one_stream_and_nothing_jumps(warm, 
 def test_job_that_is_called_off_says_so_where_it_was(warm, page, person):
     job = person.submit_slow()
     page.goto(f"/jobs/{job.id}")
-    expect(page.locator("#sentence")).to_contain_text("Step")
+    expect(page.locator("#standing .lead")).to_contain_text("Step")
     person.client.cancel(job.id)  # by somebody else, as far as the page knows
     expect(page.locator("#job.canceled")).to_be_visible()
     expect(page.locator("#announcement")).to_contain_text("It was called off")

@@ -18,7 +18,7 @@ NOTE_WHEN_LOST = """() => {
 
 def step_of(page: Page) -> int:
     """How far the page says that its job is."""
-    said = re.search(r"Step (\d+) of", page.locator("#sentence").inner_text())
+    said = re.search(r"Step (\d+) of", page.locator("#standing .lead").inner_text())
     return int(said[1]) if said else 0
 
 
@@ -26,7 +26,7 @@ def until_step(page: Page, step: int) -> None:
     """Wait until the page says that its job is so far, or that it is done: machines differ."""
     page.wait_for_function(
         """step => document.querySelector("#job.succeeded")
-          || Number(document.getElementById("sentence").textContent.match(/Step (\\d+) of/)?.[1] ?? 0) >= step""",
+          || Number(document.querySelector('#standing .lead').textContent.match(/Step (\\d+) of/)?.[1] ?? 0) >= step""",
         arg=step,
     )
 
@@ -37,7 +37,7 @@ def test_reload_in_the_middle_goes_on_from_where_the_job_is(page, person, stack)
     until_step(page, 3)
     stack.worker.freeze()
     page.reload()
-    expect(page.locator("#sentence")).to_have_text(STEPS)
+    expect(page.locator("#standing .lead")).to_have_text(STEPS)
     seen = step_of(page)
     assert seen >= 3
     stack.worker.go_on()
@@ -73,3 +73,13 @@ def test_page_outlives_a_server_that_falls_in_the_middle_of_a_job(page, person, 
     expect(page.locator("#job.succeeded")).to_be_visible()
     expect(page).to_have_title(DEVELOPED)
     expect(page.locator("#job img").first).to_be_visible()
+
+
+def test_page_follows_its_job_however_late_a_script_comes(page, person):
+    held = []
+    page.route("**/hx-sse.min.js*", lambda route: held.append(route))
+    job = person.submit_slow(num_inference_steps=10)
+    page.goto(f"/jobs/{job.id}", wait_until="commit")
+    page.wait_for_function("() => window.htmx && performance.now() > 500", polling=50)
+    held[0].continue_()
+    expect(page.locator("#job.succeeded")).to_be_visible()

@@ -69,7 +69,7 @@ def test_running_job_shows_its_step_in_words_bar_and_title(app: Any, browser: An
     claim = worker.claim()
     board = app.extensions["darkroom"].progress
     page = browser.open(job["urls"]["page"])
-    assert page.all("progress") == [{"id": "steps", "aria-label": "Steps developed", "max": "1"}]
+    assert page.all("progress") == [{"aria-label": "Steps developed", "max": "1"}]
 
     board.publish({claim.job_id: {"stage": "denoise", "step": 12, "num_steps": 20}})
     page = browser.open(job["urls"]["page"])

@@ -113,6 +113,7 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
     app.add_template_global(_asset_urls(), "asset")
     app.add_template_filter(_sentence_case, "sentence_case")
     app.add_template_global(guards.nonce, "nonce")
+    app.jinja_env.globals["heartbeat_seconds"] = settings.stream_heartbeat_seconds
     app.add_template_global(identity.known, "identity")
     app.add_template_global(pages.places, "places")
     app.add_template_global(pages.theme.chosen, "theme")

@@ -93,6 +93,7 @@ def deployment(
         {
             **s3_process.credentials,
             "DARKROOM_HOME": home,
+            "DARKROOM_CATALOG": Path(__file__).parents[2] / "seeded.toml",
             "DARKROOM_DATABASE_URL": f"sqlite:///{home}/darkroom.db",
             "DARKROOM_REDIS_URL": valkey_process.url,
             "DARKROOM_S3_ENDPOINT_URL": s3_process.endpoint_url,

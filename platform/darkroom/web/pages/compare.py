@@ -128,7 +128,7 @@ def _tell(batch_id: str, mailboxes: Mailboxes) -> Iterator[str]:
             return
         told = pieces
         mails = live.next_mails(mailboxes, seconds=_patience(columns))
-        columns = [_moved(column, mails.get(column.job.id)) for column in columns]
+        columns = [_moved(column, mails.get(column.job.id), is_silent=not mails) for column in columns]
 
 
 def _patience(columns: list[Column]) -> float:
@@ -136,10 +136,13 @@ def _patience(columns: list[Column]) -> float:
     return NEAR_SECONDS if is_waiting else services().settings.stream_heartbeat_seconds
 
 
-def _moved(column: Column, mail: Mail | None) -> Column:
-    """A column after its mail. One that waits is looked at in any case: others move, and its place with them."""
+def _moved(column: Column, mail: Mail | None, *, is_silent: bool) -> Column:
+    """A column after its mail. One that waits is looked at in any case: others move, and its place with them.
+
+    Where there was no mail at all for long, each is looked at: SQL is the truth.
+    """
     preview = mail.previews[0] if mail and mail.previews else None
-    if column.job.state is JobState.QUEUED or (mail and mail.events):
+    if is_silent or column.job.state is JobState.QUEUED or (mail and mail.events):
         return replace(column, sight=services().follow(str(column.job.id)), preview=preview)
     if mail and mail.progress:
         return replace(column, sight=services().at(column.job, progress=mail.progress), preview=preview)

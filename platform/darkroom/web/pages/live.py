@@ -19,10 +19,11 @@ from darkroom.errors import DatabaseUnavailable, JobNotFound
 from darkroom.web.hub import Mail, Mailbox, Mailboxes
 from darkroom.web.identity import current, is_still_let_in
 from darkroom.web.services import services
-from darkroom.web.streams import FAREWELL, HEADERS, HEARTBEAT, OPENING
+from darkroom.web.streams import FAREWELL, HEADERS, OPENING
 
 LINE_END = re.compile("\r\n|\r|\n")
 # Which event closes a stream for good: hx-sse:close names it, and what is to be fetched then waits for it.
+HEARTBEAT = b"event: heartbeat\ndata: \n\n"  # heard by the page, which a comment is not: it knows that all is well
 ENDED = b"event: ended\ndata: \n\n"
 
 T = TypeVar("T")

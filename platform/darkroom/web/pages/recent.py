@@ -50,6 +50,8 @@ def until_one_moves(mailboxes: Mailboxes, followed: Mapping[UUID, JobRecord]) ->
     """How far the jobs are that develop, until one of those that are followed has moved."""
     while True:
         mails = live.next_mails(mailboxes, seconds=services().settings.stream_heartbeat_seconds)
+        if not mails:
+            return  # nothing was heard for long: SQL is the truth
         if any(event.seq > followed[job_id].event_seq for job_id, mail in mails.items() for event in mail.events):
             return
         yield "".join(frame(followed[job_id], mail) for job_id, mail in mails.items()).strip()

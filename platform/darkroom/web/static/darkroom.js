@@ -2,6 +2,11 @@
 // Pages import what they need of it by the name "darkroom", so that it runs once; every page works without it.
 
 const AGAIN_MS = 2000;
+// On a stream the server says something at least so often, if only that it is there.
+const SILENT_MS = 2.5 * 1000 * Number(document.documentElement.dataset.heartbeatSeconds);
+// Who looks is let in no more, or what was looked at is gone: the page itself says which.
+const GONE = new Set([401, 403, 404]);
+const heard = new Map();
 const FIELDS = "input, textarea, select, [contenteditable]";
 
 /** Whether a key was meant for a field, and not for the page. */
@@ -38,7 +43,8 @@ function prepareThemes(form) {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     chooseTheme(form, event.submitter);
-    fetch(form.action, { method: "POST", body: new URLSearchParams(new FormData(form, event.submitter)), redirect: "manual" });
+    fetch(form.action, { method: "POST", body: new URLSearchParams(new FormData(form, event.submitter)), redirect: "manual" })
+      .catch(() => showLost(true)); // this page has its colors; the next one will not know of them
   });
 }
 
@@ -58,18 +64,36 @@ function prepareKeys() {
 // A stream that broke comes back by itself.
 function insist({ detail }) {
   const source = detail.ctx?.sourceElement;
-  if (!source?.matches("[data-insists]")) return;
-  if (detail.ctx.response?.status === 404) return location.reload();
+  if (GONE.has(detail.ctx?.response?.status)) return location.reload();
   showLost(true);
+  if (!source?.matches("[data-insists]")) return;
   setTimeout(() => source.isConnected && htmx.ajax("GET", detail.ctx.request.action, { source }), AGAIN_MS);
+}
+
+function hear(connection) {
+  heard.set(connection, performance.now());
+  showLost(false);
+}
+
+// A stream whose other end is gone without a word, as after a laptop has slept, is broken here, and comes back by itself.
+function breakSilence() {
+  for (const [connection, at] of heard) {
+    if (document.hidden || !connection.reader || performance.now() - at < SILENT_MS) continue;
+    heard.delete(connection);
+    showLost(true);
+    connection.reader.cancel();
+  }
 }
 
 function prepareInsisting() {
   document.addEventListener("htmx:error", insist);
   document.addEventListener("htmx:response:error", insist);
-  document.addEventListener("htmx:sse:error", ({ detail }) => (detail.status === 404 ? location.reload() : showLost(true)));
-  document.addEventListener("htmx:sse:after:connection", () => showLost(false));
-  document.addEventListener("htmx:after:swap", ({ detail }) => detail.ctx.sourceElement?.matches("[data-insists]") && showLost(false));
+  document.addEventListener("htmx:sse:error", ({ detail }) => (GONE.has(detail.status) ? location.reload() : showLost(true)));
+  document.addEventListener("htmx:sse:after:connection", ({ detail }) => hear(detail.connection));
+  document.addEventListener("htmx:sse:after:message", ({ detail }) => hear(detail.connection));
+  document.addEventListener("htmx:sse:close", ({ detail }) => heard.delete(detail.connection));
+  document.addEventListener("htmx:after:swap", () => showLost(false));
+  setInterval(breakSilence, SILENT_MS / 4);
 }
 
 prepareInsisting();

@@ -10,7 +10,8 @@ let pressed = null;
 async function send(button) {
   const { formAction, dataset: { done } } = button;
   const body = new URLSearchParams(new FormData(act, button));
-  const answer = await fetch(formAction, { method: "POST", body, redirect: "manual" }).catch(() => null);
+  const headers = { "HX-Request": "true" }; // who is logged out is told so, and not led to the log-in page unseen
+  const answer = await fetch(formAction, { method: "POST", headers, body, redirect: "manual" }).catch(() => null);
   showLost(!answer);
   delete button.dataset.sent;
   if (!answer) return;

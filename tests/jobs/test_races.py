@@ -12,8 +12,6 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from sqlalchemy import event
-from sqlalchemy.engine import Engine
 
 from darkroom import jobs
 from darkroom.db import Database
@@ -94,15 +92,17 @@ def test_workers_that_race_for_one_job_after_another_win_each_once(queue, wide: 
 
 @contextmanager
 def statements() -> Iterator[list[tuple[str, Any]]]:
-    """What is sent to the database meanwhile, to the letter."""
+    """What is sent to PostgreSQL meanwhile past SQLAlchemy, to the letter."""
     sent: list[tuple[str, Any]] = []
 
-    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+    def execute(driver: Any, statement: Any, parameters: Any = None, **more: Any) -> Any:
         sent.append((statement, parameters))
+        return send(driver, statement, parameters, **more)
 
-    event.listen(Engine, "before_cursor_execute", note)
+    send = psycopg.Connection.execute
+    psycopg.Connection.execute = execute  # type: ignore[method-assign]
     yield sent
-    event.remove(Engine, "before_cursor_execute", note)
+    psycopg.Connection.execute = send  # type: ignore[method-assign]
 
 
 @pytest.mark.timeout(900)

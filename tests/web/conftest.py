@@ -109,7 +109,12 @@ def bare_client(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path)
     """A client of an application that has a database and nothing else, the same for a whole file of tests."""
     home = tmp_path_factory.mktemp("home")
     shutil.copy(migrated_sqlite, home / "darkroom.db")
-    settings = load_settings(home=home, redis_url="redis://127.0.0.1:1/0", s3_endpoint_url="http://127.0.0.1:1")
+    settings = load_settings(
+        home=home,
+        catalog=Path(__file__).parents[1] / "seeded.toml",
+        redis_url="redis://127.0.0.1:1/0",
+        s3_endpoint_url="http://127.0.0.1:1",
+    )
     app = create_app(settings, with_background=False)
     yield app.test_client()
     services_of(app).database.dispose()

@@ -96,7 +96,7 @@ def test_age_is_told_no_finer_than_a_page_would_want_to_change(seconds: float, w
     assert age_in_words(seconds) == words
 
 
-@pytest.mark.parametrize(("position", "words"), [(0, "next"), (1, "1 ahead"), (None, "more than 200 ahead")])
+@pytest.mark.parametrize(("position", "words"), [(0, "next"), (1, "1 ahead"), (None, "more than 100 ahead")])
 def test_place_of_a_waiting_job_is_told_in_words(app: Flask, submit: Any, position: int | None, words: str) -> None:
     job = jobs.get(app.extensions["darkroom"].database, UUID(submit()["id"]))
     assert words_of(Sight(job, position)) == words

@@ -107,7 +107,7 @@ def test_request_of_sillytavern_is_taken(client: httpx.Client, deployment: Any) 
 def test_requests_of_open_webui_are_taken(client: httpx.Client, deployment: Any) -> None:
     options = client.get("options").json()
     assert options["sd_model_checkpoint"] == MODEL
-    assert [model["title"] for model in client.get("sd-models").json()] == [MODEL]
+    assert [model["title"] for model in client.get("sd-models").json()] == [MODEL, "darkroom-128"]
     body = {"prompt": "a red house", "batch_size": 2, "width": 64, "height": 64, "seed": 30}
     answer = client.post("txt2img", json=body).json()
     assert [opened(each).convert("L").getpixel((0, 0)) for each in answer["images"]] == [30, 31]
@@ -204,6 +204,7 @@ def test_wrong_password_is_told_so(deployment: Any) -> None:
 # What follows asks the application itself.
 
 TWO_MODELS = """
+default = "darkroom-seeded"
 [models.other]
 family = "sd"
 source = "seeded:8"

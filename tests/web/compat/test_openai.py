@@ -98,7 +98,7 @@ def test_name_that_no_model_has_stands_for_the_default(client: OpenAI, name: str
 
 
 def test_models_are_listed(client: OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == [MODEL]
+    assert [model.id for model in client.models.list()] == [MODEL, "darkroom-128"]
 
 
 def test_unknown_model_is_not_found(client: OpenAI) -> None:

@@ -174,3 +174,11 @@ def test_comparison_is_told_of_each_picture_and_ends_with_the_last(
     client.post(f"/api/v1/jobs/{second.job_id}/cancel", json={})
     assert "All 2 have ended." in page.until("<title>2 of 2 done")
     assert page.rest() == [f"{ENDED}\ndata: \n\n"]
+
+
+def test_page_that_has_nothing_to_hear_hears_a_heartbeat(
+    client: FlaskClient, submit: Any, worker: Any, follow: Any
+) -> None:
+    submit()
+    page = follow(f"/jobs/{worker.claim().job_id}/live")
+    assert page.until("event: heartbeat") == "event: heartbeat\ndata: \n\n"

@@ -1,5 +1,6 @@
 """The shapes that programs read: jobs, pictures and models as JSON. Knows addresses; asks nobody anything."""
 
+from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from darkroom.catalog import Catalog, ModelEntry
 from darkroom.fleet import WorkerRecord
 from darkroom.jobs import BatchRecord, ImageRecord, JobRecord, LineRecord, UploadRecord
 from darkroom.models import LIVE_STATES
+from darkroom.previews import Preview
 from darkroom.web.pace import Eta
 
 
@@ -161,3 +163,8 @@ def queue_document(lines: Iterable[LineRecord]) -> dict[str, Any]:
 def timestamp(moment: datetime | None) -> str | None:
     """RFC 3339, in UTC."""
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z") if moment else None
+
+
+def data_url(preview: Preview) -> str:
+    """A preview inside a page or an event: it is small, and gone a moment later."""
+    return f"data:image/webp;base64,{b64encode(preview.body).decode()}"

@@ -5,7 +5,6 @@ is there. A line of the history may become several events: only the last of them
 in their midst is told all of them again. A stream ends with the key that opened it, by its next heartbeat.
 """
 
-import base64
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -21,7 +20,7 @@ from darkroom.jobs import JobRecord, JobState
 from darkroom.models import FINAL_STATES
 from darkroom.previews import Preview
 from darkroom.web import schemas
-from darkroom.web.documents import image_document, job_document, timestamp
+from darkroom.web.documents import data_url, image_document, job_document, timestamp
 from darkroom.web.hub import Mail, Mailbox
 from darkroom.web.identity import asks, current, is_still_let_in
 from darkroom.web.openapi import ApiBlueprint, problems, takes
@@ -204,7 +203,7 @@ def preview_document(job: JobRecord, preview: Preview) -> dict[str, Any]:
         "n": preview.n,
         "step": preview.step,
         "num_steps": job.params.num_inference_steps,
-        "image": f"data:image/webp;base64,{base64.b64encode(preview.body).decode()}",
+        "image": data_url(preview),
     }
 
 

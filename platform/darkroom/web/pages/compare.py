@@ -15,13 +15,13 @@ from darkroom.models import FINAL_STATES
 from darkroom.params import MAX_SEED
 from darkroom.previews import Preview
 from darkroom.web.comparison import MOST, Word, check_prompts, words_of
-from darkroom.web.documents import image_path
+from darkroom.web.documents import data_url, image_path
 from darkroom.web.form import Form, form_from, new_form, typed_form
 from darkroom.web.hub import Mail, Mailboxes
 from darkroom.web.identity import asks
 from darkroom.web.pages import live
 from darkroom.web.pages.form import entry_or_default
-from darkroom.web.pages.job import NEAR_SECONDS, data_url
+from darkroom.web.pages.job import NEAR_SECONDS
 from darkroom.web.services import Sight, services
 from darkroom.web.snippets import fields_of
 from darkroom.web.submission import read_form

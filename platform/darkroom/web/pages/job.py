@@ -1,7 +1,6 @@
 """The page of a job: what it is doing now, the pictures that it made, and what can be done with them."""
 
 import secrets
-from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from darkroom.previews import Preview
 from darkroom.storage import CONTENT_TYPES
 from darkroom.web import comparison, snippets
 from darkroom.web.api.images import EXTENSIONS
-from darkroom.web.documents import image_path, page_path
+from darkroom.web.documents import data_url, image_path, page_path
 from darkroom.web.hub import Mailbox
 from darkroom.web.identity import asks, current, known
 from darkroom.web.pages import live, shared
@@ -99,9 +98,9 @@ def _tell(job_id: str, mailbox: Mailbox) -> Iterator[str]:
         mail = live.next_mail(mailbox, seconds=_patience(sight))
         previews = mail.previews
         # A line moves without news of this job. And whoever hears nothing at all looks for himself: SQL is the truth.
-        if mail.events or not mail.progress:
+        if mail.events or not (mail.progress or mail.previews):
             sight = services().follow(job_id)
-        else:
+        elif mail.progress:
             sight = services().at(sight.job, progress=mail.progress)
 
 
@@ -128,11 +127,6 @@ def _standing(sight: Sight) -> dict[str, Any]:
         "image_path": image_path,
         "data_url": data_url,
     }
-
-
-def data_url(preview: Preview) -> str:
-    """A preview inside the page: it is small, and gone a moment later."""
-    return f"data:image/webp;base64,{b64encode(preview.body).decode()}"
 
 
 def _previews_of(job: JobRecord) -> Mapping[int, Preview]:

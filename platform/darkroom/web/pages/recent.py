@@ -1,6 +1,5 @@
 """The latest jobs as a strip of frames in the form: live while any of them lives, with previews."""
 
-from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from uuid import UUID
@@ -10,7 +9,7 @@ from flask import Blueprint, Response, render_template
 from darkroom import jobs
 from darkroom.jobs import JobRecord
 from darkroom.models import LIVE_STATES
-from darkroom.web.documents import image_path
+from darkroom.web.documents import data_url, image_path
 from darkroom.web.hub import Mail, Mailboxes
 from darkroom.web.identity import asks, current
 from darkroom.web.pages import live
@@ -74,6 +73,6 @@ def strip(recent: Sequence[JobRecord]) -> str:
 
 def frame(job: JobRecord, mail: Mail) -> str:
     """What is new in the frame of a job: how it looks by now, and how far it is."""
-    previews = [f"data:image/webp;base64,{b64encode(preview.body).decode()}" for preview in mail.previews]
+    preview = data_url(mail.previews[-1]) if mail.previews else ""
     words = sentence_of(Sight(job, progress=mail.progress)).text if mail.progress else ""
-    return render_template("form_live_frame.html", job=job, preview=previews[-1] if previews else "", words=words)
+    return render_template("form_live_frame.html", job=job, preview=preview, words=words)

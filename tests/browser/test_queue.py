@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import pytest
 from embedded import SLOW_MODEL
 from playwright.sync_api import Page, expect
 
 from darkroom import jobs
 from darkroom.db import Database
 from darkroom.jobs import Lines
+from darkroom.web.board import PAGE
 
 
 def line(page: Page, job_id: object) -> Any:
@@ -54,6 +56,28 @@ def test_queue_is_live_over_one_stream_and_its_buttons_stay_on_the_page(
     assert [request.url for request in asked if request.is_navigation_request()] == [f"{stack.url}/queue"]
     assert len([request for request in asked if "/queue/events" in request.url]) == 1
     assert not [request for request in asked if "/api/" in request.url]
+
+
+@pytest.mark.parametrize("has_script", [True, False])
+def test_operator_pages_through_everybody_s_line(
+    open_page: Any, stack: Any, person: Any, shoot: Any, has_script: bool
+) -> None:
+    other = stack.person()
+    stack.worker.freeze()
+    made = [other.submit_slow(f"an orchard in spring, row {n}") for n in range(PAGE + 2)]
+    page = open_page(java_script_enabled=has_script)
+    page.goto("/queue/all?state=queued")
+    expect(line(page, made[0].id)).to_be_visible()
+    page.get_by_role("link", name="More of them").click()
+    expect(line(page, made[-1].id)).to_contain_text(f"{PAGE + 1} ahead")
+    expect(page.locator("#board li")).to_have_count(2)
+    if has_script:
+        other.client.cancel(made[-1].id)
+        expect(page.locator("#board li")).to_have_count(1)
+        shoot(page, "queue-all")
+    line(page, made[-2].id).get_by_role("link", name=other.owner).click()
+    expect(page).to_have_url(f"{stack.url}/admin/jobs/{made[-2].id}")
+    other.leave()
 
 
 def test_what_failed_is_retried_from_the_page(page: Page, stack: Any, person: Any, shoot: Any) -> None:

@@ -4,10 +4,14 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy import update
 from uuid_utils.compat import uuid7
 
 from darkroom import jobs
+from darkroom.db import now
+from darkroom.errors import JobNotFound
 from darkroom.jobs import MOST_COUNTED, JobClass, JobState
+from darkroom.models import Job
 from darkroom.params import GenerationParams
 
 
@@ -60,6 +64,46 @@ def test_running_are_listed_by_how_long_they_run(queue) -> None:
     running = jobs.list_running(queue.database, limit=10)
     assert ids_of(running) == [claims[2].job_id, claims[0].job_id, claims[1].job_id]
     assert len(jobs.list_running(queue.database, limit=2)) == 2
+
+
+def test_line_is_read_on_from_where_a_page_ended_and_no_other_line(queue) -> None:
+    waiting = [queue.submit() for _ in range(5)]
+    queue.submit(model="large")
+    rest = jobs.list_line(queue.database, after=waiting[1], limit=2)
+    assert ids_of(rest) == waiting[2:4]
+    assert queue.take().job_id == waiting[0]
+    assert ids_of(jobs.list_line(queue.database, after=waiting[0], limit=9)) == waiting[1:], "where it stood"
+
+
+def test_running_are_read_on_from_where_a_page_ended_also_among_those_begun_at_once(queue) -> None:
+    running = [claim.job_id for claim in (queue.submit() and queue.take() for _ in range(5))]
+    with queue.database.write() as session:
+        session.execute(update(Job).values(started_at=now()))
+    first = jobs.list_running(queue.database, limit=2)
+    rest = jobs.list_running(queue.database, after=first[-1].id, limit=9)
+    assert ids_of([*first, *rest]) == sorted(running)
+
+
+def test_ended_are_read_on_from_where_a_page_ended_also_among_those_that_ended_at_once(queue) -> None:
+    made = [queue.submit() for _ in range(5)]
+    jobs.cancel_some(queue.database, owner="ann", before=uuid7(), limit=9)
+    early = queue.ended(JobState.CANCELED).job_id
+    queue.age(early, finished_at=120)
+    canceled: Any = {"state": JobState.CANCELED, "limit": 3}
+    first = jobs.list_ended(queue.database, **canceled)
+    rest = jobs.list_ended(queue.database, after=first[-1].id, **canceled)
+    assert ids_of([*first, *rest]) == [*sorted(made, reverse=True), early]
+
+
+def test_page_behind_a_job_that_is_gone_is_refused(queue) -> None:
+    gone = uuid7()
+    for read in (
+        lambda: jobs.list_line(queue.database, after=gone, limit=1),
+        lambda: jobs.list_running(queue.database, after=gone, limit=1),
+        lambda: jobs.list_ended(queue.database, state=JobState.FAILED, after=gone, limit=1),
+    ):
+        with pytest.raises(JobNotFound):
+            read()
 
 
 def test_latest_that_ended_come_first_whatever_became_of_them(queue, final_state: JobState) -> None:

@@ -13,7 +13,7 @@ from darkroom import jobs, keys
 from darkroom.events import ProgressBoard
 from darkroom.keys import Quotas
 from darkroom.models import Job
-from darkroom.web.board import PAGE, age_in_words, words_of
+from darkroom.web.board import FRONT, PAGE, age_in_words, words_of
 from darkroom.web.pace import Eta
 from darkroom.web.services import Sight
 
@@ -225,6 +225,62 @@ def test_operator_sees_everybody_s_jobs_and_none_of_their_words(enter: Any, work
     page = press(root, "/queue/all", f"/queue/all/{waiting}/cancel")
     assert root.path == "/queue/all"
     assert waiting not in ids_of(root.open("/queue/all?state=queued"))
+
+
+def next_page(browser: Any, path: str, page: Any) -> Any:
+    """Press the only button there is for more."""
+    [more] = [tag["href"] for tag in page.all("a") if tag.get("rel") == "next"]
+    return browser.open(path + more)
+
+
+def test_operator_reads_every_state_to_its_end_and_each_line_by_itself(browser: Any, worker: Any, submit: Any) -> None:
+    made = [submit()["id"] for _ in range(PAGE + 2)]
+    now = browser.open("/queue/all")
+    assert ids_of(now) == made[:FRONT]
+    assert ids_of(next_page(browser, "/queue/all", now)) == made[FRONT:]
+    waiting = browser.open("/queue/all?state=queued")
+    assert ids_of(waiting) == made[:PAGE]
+    rest = next_page(browser, "/queue/all", waiting)
+    assert ids_of(rest) == made[PAGE:]
+    assert "Waiting for darkroom-seeded" in rest.words
+    assert "/queue/all?state=queued" in [tag.get("href") for tag in rest.all("a")], "the way back to the first"
+    for _ in made:
+        worker.claim()
+    running = browser.open("/queue/all?state=running")
+    assert ids_of(running) == made[:PAGE]
+    assert ids_of(next_page(browser, "/queue/all", running)) == made[PAGE:]
+
+
+def test_operator_reads_what_has_ended_to_its_end(browser: Any, worker: Any, submit: Any) -> None:
+    made = [submit()["id"] for _ in range(PAGE + 2)]
+    for _ in made:
+        worker.develop(is_stored=False)
+    newest = browser.open("/queue/all?state=succeeded")
+    assert ids_of(newest) == made[:1:-1]
+    assert ids_of(next_page(browser, "/queue/all", newest)) == [made[1], made[0]]
+
+
+def test_stream_of_a_later_page_tells_of_that_page(browser: Any, client: FlaskClient, submit: Any) -> None:
+    made = [submit()["id"] for _ in range(PAGE + 2)]
+    page = next_page(browser, "/queue/all", browser.open("/queue/all?state=queued"))
+    [stream] = [tag["hx-sse:connect"] for tag in page.all("div") if "hx-sse:connect" in tag]
+    told = messages(client, stream)
+    first = next(told)
+    assert [job_id for job_id in made if f'id="job-{job_id}"' in first] == made[PAGE:]
+    told.close()
+
+
+def test_page_behind_a_job_that_is_gone_says_so(bare_browser: Any) -> None:
+    page = bare_browser.open(f"/queue/all?state=failed&cursor={UUID(int=7)}")
+    assert page.status_code == 404
+
+
+def test_operator_is_led_to_what_became_of_anybody_s_job(enter: Any) -> None:
+    ann, root = enter("ann"), enter("root", "submit", "read", "admin")
+    job_id = submit_as(ann, PROMPT)
+    page = root.open("/queue/all")
+    assert f"/admin/jobs/{job_id}" in [tag.get("href") for tag in page.all("a")]
+    assert root.open(f"/admin/jobs/{job_id}").status_code == 200
 
 
 def test_only_operators_see_the_way_to_everybody_s(enter: Any) -> None:

@@ -3,14 +3,16 @@
 Every call reads a bounded number of rows, however many jobs there are (tests/jobs/test_plans.py).
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, String, func, literal_column, select, text, union_all
-from sqlalchemy.orm import aliased, selectinload
+from sqlalchemy import Select, String, func, literal, literal_column, select, text, tuple_, union_all
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased, selectinload
+from sqlalchemy.sql.elements import BindParameter
 
 from darkroom.db import Database
+from darkroom.errors import JobNotFound
 from darkroom.jobs.ending import NOBODY
 from darkroom.jobs.queue import front_of_queue
 from darkroom.jobs.reading import FIRST, get_many, in_state, records_of
@@ -55,17 +57,32 @@ def list_latest_ended(database: Database, *, owner: str | None = None, limit: in
     return _latest_first(get_many(database, ids).values())[:limit]
 
 
-def list_ended(database: Database, *, state: JobState, limit: int) -> list[JobRecord]:
-    """Read everybody's latest jobs that ended in one state, latest first."""
+def list_ended(database: Database, *, state: JobState, after: UUID | None = None, limit: int) -> list[JobRecord]:
+    """Read everybody's latest jobs that ended in one state, latest first, on from behind the job `after`.
+
+    Raises JobNotFound where that one is gone.
+    """
+    order = (Job.finished_at, Job.id)
+    query = _latest_ids(state, None, limit)
     with database.read() as session:
-        ids = session.scalars(_latest_ids(state, None, limit)).all()
+        if after:
+            query = query.where(tuple_(*order) < tuple_(*_place(session, after, *order)))
+        ids = session.scalars(query).all()
     return _latest_first(get_many(database, ids).values())
+
+
+def _place(session: Session, job_id: UUID, *columns: InstrumentedAttribute[Any]) -> list[BindParameter[Any]]:
+    """Where a job stands, or stood while it was in that line."""
+    found = session.execute(select(*columns).where(Job.id == job_id)).one_or_none()
+    if found is None:
+        raise JobNotFound(job_id)
+    return [literal(value, column.type) for value, column in zip(found, columns, strict=True)]
 
 
 def _latest_ids(state: JobState, owner: str | None, limit: int) -> Select[Any]:
     ids = select(Job.id).limit(limit)
     if owner is None:
-        return ids.where(Job.state == state, Job.owner != NOBODY).order_by(Job.finished_at.desc())
+        return ids.where(Job.state == state, Job.owner != NOBODY).order_by(Job.finished_at.desc(), Job.id.desc())
     return in_state(ids.where(Job.owner == owner), state)
 
 
@@ -73,12 +90,18 @@ def _latest_first(found: Collection[JobRecord]) -> list[JobRecord]:
     return sorted(found, key=lambda job: (job.finished_at or job.created_at, job.id), reverse=True)
 
 
-def list_running(database: Database, *, limit: int) -> list[JobRecord]:
-    """Read everybody's jobs that a worker has, those that it has had longest first."""
+def list_running(database: Database, *, after: UUID | None = None, limit: int) -> list[JobRecord]:
+    """Read everybody's jobs that a worker has, those that it has had longest first, on from behind the job `after`.
+
+    Raises JobNotFound where that one is gone.
+    """
+    order = (Job.started_at, Job.id)
+    query = select(Job.id).where(RUNNING).order_by(*order).limit(limit)
     with database.read() as session:
-        ids = session.scalars(select(Job.id).where(RUNNING).limit(limit)).all()
-    found = get_many(database, ids).values()
-    return sorted(found, key=lambda job: (job.started_at or job.created_at, job.id))
+        if after:
+            query = query.where(tuple_(*order) > tuple_(*_place(session, after, *order)))
+        ids = session.scalars(query).all()
+    return _in_order(database, ids)
 
 
 def list_fronts(database: Database, *, limit: int) -> dict[str, list[JobRecord]]:
@@ -86,6 +109,24 @@ def list_fronts(database: Database, *, limit: int) -> dict[str, list[JobRecord]]
     ids = {model: front_of_queue(database, model=model, limit=limit) for model in _waited_for(database)}
     found = get_many(database, [job_id for line in ids.values() for job_id in line])
     return {model: [found[job_id] for job_id in line if job_id in found] for model, line in ids.items()}
+
+
+def list_line(database: Database, *, after: UUID, limit: int) -> list[JobRecord]:
+    """Read on in the line in which the job `after` stands, or stood, in the order of its claims.
+
+    Raises JobNotFound where that one is gone.
+    """
+    order = (Job.job_class, Job.start_tag, Job.id)
+    with database.read() as session:
+        model, *place = _place(session, after, Job.model, *order)
+        behind = select(Job.id).where(QUEUED, Job.model == model, tuple_(*order) > tuple_(*place))
+        ids = session.scalars(behind.order_by(*order).limit(limit)).all()
+    return _in_order(database, ids)
+
+
+def _in_order(database: Database, job_ids: Sequence[UUID]) -> list[JobRecord]:
+    found = get_many(database, job_ids)
+    return [found[job_id] for job_id in job_ids if job_id in found]
 
 
 def _waited_for(database: Database) -> list[str]:

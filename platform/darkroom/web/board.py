@@ -3,8 +3,8 @@
 A look at it costs the same at any depth of the queue. Changes nothing.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -28,6 +28,7 @@ TITLES = {
     JobState.CANCELED: "Canceled",
     JobState.EXPIRED: "Expired",
 }
+LATELY_ENDED = "Lately ended"
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
 
@@ -65,45 +66,74 @@ class Board:
     is_live: bool
 
 
+@dataclass(frozen=True)
+class _Stretch:
+    """Jobs as they were read under a title, and how many of them are shown: one more tells that there are more."""
+
+    title: str
+    jobs: list[JobRecord]
+    most: int = PAGE
+
+
 def board_of_owner(services: Services, owner: str, *, state: JobState | None, cursor: UUID | None) -> Board:
     """An owner's jobs: what runs, what waits and what has ended lately; or all of one state, from a cursor on."""
     database = services.database
     if state is None:
-        found = {
-            TITLES[each]: jobs.list_oldest(database, owner=owner, state=each, limit=PAGE + 1)
+        stretches = [
+            _Stretch(TITLES[each], jobs.list_oldest(database, owner=owner, state=each, limit=PAGE + 1))
             for each in (JobState.RUNNING, JobState.QUEUED)
-        }
-        found["Lately ended"] = jobs.list_latest_ended(database, owner=owner, limit=LATELY)
+        ]
+        stretches.append(_Stretch(LATELY_ENDED, jobs.list_latest_ended(database, owner=owner, limit=LATELY)))
     elif state in LIVE_STATES:
-        found = {TITLES[state]: jobs.list_oldest(database, owner=owner, state=state, after=cursor, limit=PAGE + 1)}
+        found = jobs.list_oldest(database, owner=owner, state=state, after=cursor, limit=PAGE + 1)
+        stretches = [_Stretch(TITLES[state], found)]
     else:
-        found = {TITLES[state]: jobs.list_jobs(database, owner=owner, state=state, before=cursor, limit=PAGE + 1)}
-    return _board(services, found, owner=owner)
+        found = jobs.list_jobs(database, owner=owner, state=state, before=cursor, limit=PAGE + 1)
+        stretches = [_Stretch(TITLES[state], found)]
+    return _board(services, stretches, owner=owner)
 
 
-def board_of_all(services: Services, *, state: JobState | None) -> Board:
-    """Everybody's jobs: what runs, the fronts of all lines, what has ended lately; or the first of one state."""
+def board_of_all(services: Services, *, state: JobState | None, cursor: UUID | None) -> Board:
+    """Everybody's jobs: what runs, the fronts of all lines, what has ended lately; or one state, from a cursor on.
+
+    A cursor among those that wait leads on in its own line. Raises JobNotFound where the job that it names is gone.
+    """
     database = services.database
-    found: dict[str, list[JobRecord]] = {}
-    if state in {None, JobState.RUNNING}:
-        found[TITLES[JobState.RUNNING]] = jobs.list_running(database, limit=PAGE)
-    if state in {None, JobState.QUEUED}:
-        fronts = jobs.list_fronts(database, limit=FRONT if state is None else PAGE)
-        found |= {f"Waiting for {model}": line for model, line in fronts.items()}
-    if state is None:
-        found["Lately ended"] = jobs.list_latest_ended(database, limit=LATELY)
-    elif state in FINAL_STATES:
-        found[TITLES[state]] = jobs.list_ended(database, state=state, limit=PAGE)
-    return _board(services, found, owner=None)
+    match state:
+        case None:
+            running = jobs.list_running(database, limit=PAGE + 1)
+            fronts = jobs.list_fronts(database, limit=FRONT + 1)
+            ended = jobs.list_latest_ended(database, limit=LATELY)
+            stretches = [_Stretch(TITLES[JobState.RUNNING], running)]
+            stretches += [_Stretch(_title_of(model), line, most=FRONT) for model, line in fronts.items()]
+            stretches.append(_Stretch(LATELY_ENDED, ended))
+        case JobState.RUNNING:
+            stretches = [_Stretch(TITLES[state], jobs.list_running(database, after=cursor, limit=PAGE + 1))]
+        case JobState.QUEUED if cursor:
+            line = jobs.list_line(database, after=cursor, limit=PAGE + 1)
+            stretches = [_Stretch(_title_of(line[0].model), line)] if line else []
+        case JobState.QUEUED:
+            fronts = jobs.list_fronts(database, limit=PAGE + 1)
+            stretches = [_Stretch(_title_of(model), line) for model, line in fronts.items()]
+        case _:
+            found = jobs.list_ended(database, state=state, after=cursor, limit=PAGE + 1)
+            stretches = [_Stretch(TITLES[state], found)]
+    return _board(services, stretches, owner=None)
 
 
-def _board(services: Services, found: dict[str, list[JobRecord]], *, owner: str | None) -> Board:
+def _title_of(model: str) -> str:
+    return f"Waiting for {model}"
+
+
+def _board(services: Services, stretches: Sequence[_Stretch], *, owner: str | None) -> Board:
     # A job that moved between two looks is in both: the later one counts.
-    last = {job.id: title for title, listed in found.items() for job in listed}
-    found = {title: [job for job in listed if last[job.id] == title] for title, listed in found.items()}
-    listed = [job for jobs_of_group in found.values() for job in jobs_of_group[:PAGE]]
-    rows = {row.job.id: row for row in _rows(services, listed, owner=owner)}
-    groups = tuple(_group(title, listed, rows) for title, listed in found.items() if listed)
+    last = {job.id: stretch.title for stretch in stretches for job in stretch.jobs}
+    stretches = [
+        replace(stretch, jobs=[job for job in stretch.jobs if last[job.id] == stretch.title]) for stretch in stretches
+    ]
+    shown = [job for stretch in stretches for job in stretch.jobs[: stretch.most]]
+    rows = {row.job.id: row for row in _rows(services, shown, owner=owner)}
+    groups = tuple(_group(stretch, rows) for stretch in stretches if stretch.jobs)
     running, waiting = (
         jobs.count(services.database, state=state, owner=owner, most=MOST_WAITING)
         for state in (JobState.RUNNING, JobState.QUEUED)
@@ -111,10 +141,12 @@ def _board(services: Services, found: dict[str, list[JobRecord]], *, owner: str 
     return Board(_summary(running, waiting), groups, is_live=bool(running or waiting))
 
 
-def _group(title: str, listed: Sequence[JobRecord], rows: dict[UUID, Row]) -> Group:
-    shown = tuple(rows[job.id] for job in listed[:PAGE])
-    has_more = len(listed) > PAGE
-    return Group(title, shown, shown[-1].job.id if has_more else None, shown[-1].job.state if has_more else None)
+def _group(stretch: _Stretch, rows: Mapping[UUID, Row]) -> Group:
+    shown = tuple(rows[job.id] for job in stretch.jobs[: stretch.most])
+    if len(stretch.jobs) <= stretch.most:
+        return Group(stretch.title, shown)
+    last = shown[-1].job
+    return Group(stretch.title, shown, more=last.id, more_state=last.state)
 
 
 def _rows(services: Services, listed: Sequence[JobRecord], *, owner: str | None) -> Iterable[Row]:

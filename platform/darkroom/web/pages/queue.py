@@ -117,7 +117,7 @@ def own_board(*, state: str | None, cursor: UUID | None) -> Board:
 
 def whole_board(*, state: str | None, cursor: UUID | None) -> Board:
     """The board of everybody."""
-    return board_of_all(services(), state=JobState(state) if state else None)
+    return board_of_all(services(), state=JobState(state) if state else None, cursor=cursor)
 
 
 def render_page(look: Callable[..., Board], *, query: Mapping[str, Any], events: str) -> str:

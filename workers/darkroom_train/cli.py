@@ -217,6 +217,33 @@ def walk(*, model: str, prompts: tuple[str, ...], device: str, output: Path, **w
 
 
 @main.command()
+@click.option("--model", required=True, help="A folder with a model of family sd, or shipped:<name>.")
+@click.option("--prompt", "prompts", multiple=True, required=True, help="Several, each with more words than the last.")
+@click.option("--seed", type=click.IntRange(0), default=7, show_default=True, help="Of the noise that all begin with.")
+@click.option("--size", type=click.IntRange(8, 4096), default=256, show_default=True, help="Sides, in pixels.")
+@click.option("--steps", type=click.IntRange(1, 1000), default=20, show_default=True, help="Denoising steps.")
+@click.option("--guidance-scale", type=click.FloatRange(1.0, 30.0), default=3.0, show_default=True)
+@click.option("--sampler", default="euler", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, or auto.")
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), default="lesson", show_default=True)
+def lesson(*, model: str, prompts: tuple[str, ...], device: str, output: Path, **words: Any) -> None:
+    """Draw what each part of a model does: noise, denoiser, latents, words, guidance and steps, a figure each."""
+    from darkroom_engine.device import open_device
+    from darkroom_engine.models import load_model
+    from darkroom_train.lesson import Example, Lesson
+    from darkroom_train.sampling import Sampling
+    from darkroom_train.sheet import save_sheet
+
+    opened = open_device(_device(device))
+    loaded = load_model("lesson", None, source=model, revision=None, dtype=None, device=opened)
+    sampling = Sampling(words["steps"], words["sampler"], words["guidance_scale"])
+    example = Example(prompts=prompts, seed=words["seed"], size=words["size"], sampling=sampling)
+    for name, figure in Lesson(loaded, example, opened).figures():
+        save_sheet(figure, output / f"{name}.webp")
+        click.echo(output / f"{name}.webp")
+
+
+@main.command()
 @click.argument("log", type=click.Path(exists=True, path_type=Path))
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), default="plot.png", show_default=True)
 def plot(log: Path, output: Path) -> None:

@@ -15,6 +15,7 @@ PAPER = (250, 249, 246)
 INK = (60, 58, 70)
 LINE_HEIGHT = 12
 CHARACTER_WIDTH = 6
+WEBP_QUALITY = 90
 
 
 def contact_sheet(
@@ -37,5 +38,8 @@ def contact_sheet(
 
 
 def save_sheet(sheet: Image.Image, path: Path) -> None:
-    """Write a sheet as PNG, safely."""
-    write_safely(path, lambda beside: sheet.save(beside, format="PNG", optimize=True))
+    """Write a sheet safely: as WebP where its name ends so, else as PNG."""
+    options = (
+        {"format": "WEBP", "quality": WEBP_QUALITY} if path.suffix == ".webp" else {"format": "PNG", "optimize": True}
+    )
+    write_safely(path, lambda beside: sheet.save(beside, **options))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from darkroom import logs
+from darkroom.catalog import Catalog
 from darkroom.config import load_settings
 from darkroom.fleet import WorkerFacts
 from darkroom_engine.costs import Tally
@@ -84,7 +85,7 @@ def main(step_seconds: float) -> None:
         "device": "paced",
         "device_memory_bytes": 0,
         "fingerprint": "paced",
-        "models": ["darkroom-seeded"],
+        "models": [Catalog.load(settings).default.name],  # what a request that names no model gets
         "slots": settings.worker_slots,
         "version": "0",
     }

@@ -16,6 +16,7 @@ from darkroom.keys import Quotas
 from darkroom.picture_files import encode
 from darkroom.picture_metadata import embedded, parameters_of
 from darkroom.storage import image_key
+from darkroom.web.limits import LINK_REQUESTS_PER_MINUTE
 from darkroom.web.pages.shared import Share
 
 PROMPT = "a boat that only Ann has thought of"
@@ -68,6 +69,28 @@ def test_link_shows_the_pictures_and_the_prompt_and_nothing_else(stranger: Flask
     with Picture.open(BytesIO(picture.data)) as image:
         assert (image.size, image.getpixel((5, 5)), image.info) == ((96, 64), (255, 0, 0), {})
     assert shared["id"] not in str(picture.headers)
+
+
+def test_picture_that_somebody_has_already_is_not_read_again_until_the_link_ends(
+    app: Flask, client: FlaskClient, link: str, shared: Any, worker: Any
+) -> None:
+    first = client.get(f"{link}/0")
+    has_it = {"If-None-Match": first.headers["ETag"]}
+    worker.storage.delete([image_key(UUID(shared["id"]), 1, 0, "png")])
+    again = client.get(f"{link}/0", headers=has_it)
+    assert (again.status_code, again.data) == (304, b"")
+    assert again.headers["Cache-Control"] == first.headers["Cache-Control"] == "private, max-age=3600"
+    client.delete(shared["urls"]["self"])
+    assert client.get(f"{link}/0", headers=has_it).status_code == 404
+
+
+def test_link_that_is_asked_for_without_end_is_answered_so_often_and_no_other_suffers(client: FlaskClient) -> None:
+    answers = [client.head("/shared/x/0").status_code for _ in range(LINK_REQUESTS_PER_MINUTE + 1)]
+    assert answers == [404] * LINK_REQUESTS_PER_MINUTE + [429]
+    refused = client.get("/shared/x")
+    assert int(refused.headers["Retry-After"]) <= 60
+    assert f"at most {LINK_REQUESTS_PER_MINUTE} per 1 minute are answered" in refused.text
+    assert client.get("/shared/y").status_code == 404
 
 
 def test_link_leads_to_no_other_picture(stranger: FlaskClient, link: str) -> None:

@@ -1,4 +1,4 @@
-"""Stored pictures in another format, or without what their files say. Knows Pillow; stores nothing."""
+"""Stored pictures in another format. Knows Pillow; stores nothing."""
 
 import threading
 from io import BytesIO
@@ -7,7 +7,7 @@ from PIL import Image
 
 from darkroom.errors import PictureUnreadable
 from darkroom.params import ImageFormat
-from darkroom.picture_files import NO_TEXTS, encode
+from darkroom.picture_files import encode
 from darkroom.picture_metadata import BROKEN, FORMATS, texts_in
 
 # Of the lossy formats: hardly to be told from the picture, at a fifth of its bytes.
@@ -22,12 +22,12 @@ class Converter:
     def __init__(self) -> None:
         self._turns = threading.BoundedSemaphore(CONVERSIONS_AT_ONCE)
 
-    def convert(self, body: bytes, format: ImageFormat, *, keeps_texts: bool) -> bytes:
-        """Encode a picture anew; with `keeps_texts` it says of its making what it said. Raises PictureUnreadable."""
+    def convert(self, body: bytes, format: ImageFormat) -> bytes:
+        """Encode a picture anew; it says of its making what it said. Raises PictureUnreadable."""
         with self._turns:
             try:
                 with Image.open(BytesIO(body), formats=FORMATS) as image:
-                    texts = texts_in(image) if keeps_texts else NO_TEXTS
+                    texts = texts_in(image)
                     pixels = image.convert("RGB")
             except BROKEN as error:
                 raise PictureUnreadable from error

@@ -1,4 +1,4 @@
-"""How often a key may ask: counted in Redis for all web processes together. Knows no route.
+"""How often a key may ask, and a link that needs none: counted in Redis for all web processes together.
 
 While Redis is away each process counts for itself, and asks Redis again after 1, 2, 4, ... seconds: a black-holed Redis
 costs a request now and then two time-outs, and the others nothing.
@@ -6,9 +6,11 @@ costs a request now and then two time-outs, and the others nothing.
 
 import math
 import time
+from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
-from flask import Flask, Response
+from flask import Flask, Response, request
 from flask_limiter import Limiter
 from redis import RedisError
 from redis.backoff import NoBackoff
@@ -16,8 +18,10 @@ from redis.retry import Retry
 
 from darkroom.brokers import REDIS_TIMEOUT_SECONDS
 from darkroom.config import Settings
-from darkroom.web.identity import Identity, known
+from darkroom.web.identity import known
 
+# A link is passed around; a page of it asks for its pictures too. Each costs a look at SQL and a picture's bytes.
+LINK_REQUESTS_PER_MINUTE = 600
 # As brokers.impatient_redis has it; the library makes its own client.
 IMPATIENT: dict[str, Any] = {
     "socket_timeout": REDIS_TIMEOUT_SECONDS,
@@ -27,11 +31,11 @@ IMPATIENT: dict[str, Any] = {
 
 
 def install(app: Flask, settings: Settings) -> None:
-    """Count every request that shows a key, and tell in headers what is left."""
+    """Count every request that shows a key, or a link's token, and tell in headers what is left."""
     limiter = Limiter(
-        lambda: str(_limited().key_id),
+        lambda: _limited().name,
         app=app,
-        application_limits=[lambda: f"{_limited().requests_per_minute}/minute"],
+        application_limits=[lambda: f"{_limited().most}/minute"],
         strategy="sliding-window-counter",
         storage_uri=settings.redis_url,
         storage_options=IMPATIENT,
@@ -56,12 +60,29 @@ def install(app: Flask, settings: Settings) -> None:
         return response
 
 
+@dataclass(frozen=True)
+class _Counted:
+    """Whose requests are counted together, and how many of them a minute are answered."""
+
+    name: str
+    most: int
+
+
+def _counted() -> _Counted | None:
+    """Who is counted for this request. A link is what its holders have in common, whichever proxy they come through."""
+    identity = known()
+    if identity and identity.requests_per_minute is not None:
+        return _Counted(str(identity.key_id), identity.requests_per_minute)
+    if request.blueprint == "shared" and request.view_args:
+        return _Counted(sha256(request.view_args["token"].encode()).hexdigest(), LINK_REQUESTS_PER_MINUTE)
+    return None
+
+
 def _is_unlimited() -> bool:
-    identity = known()
-    return identity is None or identity.requests_per_minute is None
+    return _counted() is None
 
 
-def _limited() -> Identity:
-    identity = known()
-    assert identity, "only asked where _is_unlimited says no"
-    return identity
+def _limited() -> _Counted:
+    counted = _counted()
+    assert counted, "only asked where _is_unlimited says no"
+    return counted

@@ -220,7 +220,7 @@ def _words(error: HTTPException, status: int) -> str:
         case 413:
             return f"The request is too large: at most {request.max_content_length} bytes are read."
         case 429:
-            return f"This key asks too often: it may {error.description or 'wait'}."
+            return f"Too many requests: at most {error.description} are answered."
         case _:
             return error.description or HTTPStatus(status).description
 

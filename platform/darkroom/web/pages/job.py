@@ -222,7 +222,7 @@ def convert(job_id: str, n: str) -> Response:
     """A picture in another format, saying of its making what the original says."""
     format = read_query(request.args, CONVERSION)["format"]
     image, job = services().image_and_job(job_id, n)
-    body = services().converter.convert(services().storage.get(image.key), format, keeps_texts=True)
+    body = services().converter.convert(services().storage.get(image.key), format)
     response = Response(body, content_type=CONTENT_TYPES[format])
     name = f"darkroom-{job.id}-{image.n}.{EXTENSIONS[CONTENT_TYPES[format]]}"
     response.headers["Content-Disposition"] = f'attachment; filename="{name}"'

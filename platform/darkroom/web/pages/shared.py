@@ -1,8 +1,8 @@
 """What somebody who has a link may see of a job: its prompt and its pictures, until a day. Nothing of whose it is.
 
 The link itself says which job and until when, signed with the application's key: nothing is stored, and nothing but the
-deletion of the job, or a new key, ends it before its day. The pictures are encoded anew, because their files say how
-they were made, and their addresses in the storage whose job they are of.
+deletion of the job, or a new key, ends it before its day. The pictures come through here, because their files say how
+they were made, and their addresses in the storage whose job they are of; no picture is decoded for that.
 """
 
 import time
@@ -16,7 +16,9 @@ from itsdangerous import BadSignature, URLSafeSerializer
 from darkroom import jobs
 from darkroom.errors import ImageNotFound, JobNotFound
 from darkroom.jobs import ImageRecord, JobRecord, JobState
-from darkroom.params import ImageFormat
+from darkroom.picture_files import without_texts
+from darkroom.web.answers import unchanged
+from darkroom.web.api.images import EXTENSIONS
 from darkroom.web.identity import asks
 from darkroom.web.problems import Refused
 from darkroom.web.services import services
@@ -99,17 +101,22 @@ def show(token: str) -> Response:
 @blueprint.get("/shared/<token>/<int:n>")
 @asks("public")
 def show_picture(token: str, n: int) -> Response:
-    """One of the pictures, without a word in its file."""
+    """One of the pictures, without a word in its file. Who has it already is told so, as long as the link is good."""
     share = read_share(token)
     image = _image_of(_job_of(share), n)
-    format: ImageFormat = "png" if image.content_type == "image/png" else "jpeg"
-    body = services().converter.convert(services().storage.get(image.key), format, keeps_texts=False)
-    response = Response(body, content_type=f"image/{format}")
-    response.cache_control.private = True
-    response.cache_control.max_age = min(share.seconds_left, LONGEST_CACHED_SECONDS)
-    response.headers["Content-Disposition"] = f'inline; filename="picture-{n + 1}.{format}"'
-    response.headers["X-Robots-Tag"] = "noindex"
-    return response
+    etag = (
+        f"{token.rpartition('.')[2]}-{n}"  # below this address nothing ever changes, and the picture's hash says more
+    )
+    headers = {
+        "ETag": f'"{etag}"',
+        "Cache-Control": f"private, max-age={min(share.seconds_left, LONGEST_CACHED_SECONDS)}",
+        "Content-Disposition": f'inline; filename="picture-{n + 1}.{EXTENSIONS[image.content_type]}"',
+        "X-Robots-Tag": "noindex",
+    }
+    if not_modified := unchanged(etag, headers):
+        return not_modified
+    body = without_texts(services().storage.get(image.key))
+    return Response(body, headers=headers, content_type=image.content_type)
 
 
 def _image_of(job: JobRecord, n: int) -> ImageRecord:

@@ -10,12 +10,9 @@ from PIL.PngImagePlugin import PngInfo
 from darkroom.errors import PictureUnreadable
 from darkroom.params import ImageFormat
 from darkroom.picture_files import encode, without_texts
-from darkroom.picture_metadata import read_file
+from darkroom.picture_metadata import PictureParameters, embedded, read_file
 
-TEXTS = {
-    "parameters": "a secret, Größe\nSteps: 20, Sampler: Euler, CFG scale: 3, Seed: 7, Size: 64x48",
-    "darkroom": "{}",
-}
+TEXTS = embedded(PictureParameters(prompt="a secret, Größe", num_inference_steps=20, seed=7, width=64, height=48))
 PIXELS = Image.radial_gradient("L").resize((64, 48)).convert("RGB")
 
 

@@ -45,6 +45,18 @@ def test_overview_says_when_nobody_answers_and_goes_on_by_itself(page, faults):
     assert page.evaluate(IS_MARKED)
 
 
+def test_overview_says_what_is_refused_in_its_own_words(page, faults):
+    faults.forgive("status of 422")
+    page.goto("/admin")
+    live = page.locator("#live")
+    asked = live.get_attribute("hx-get")
+    live.evaluate("(element) => element.setAttribute('hx-get', '/admin/live?window=year')")
+    expect(page.locator("#refusal")).to_contain_text("window is not taken: one of")
+    expect(page.locator("#lost")).to_be_hidden()
+    live.evaluate("(element, asked) => element.setAttribute('hx-get', asked)", asked)
+    expect(page.locator("#refusal")).to_be_hidden()
+
+
 def test_worker_is_drained_and_the_intake_paused_by_hand(page, stack, shoot):
     page.goto("/admin")
     page.get_by_role("button", name="Drain").click()

@@ -15,6 +15,17 @@ DIFFERENCE = """() => {
 PROMPTS = ("a red house by the sea", "a blue house by the sea")
 
 
+def test_refused_form_leads_to_what_was_refused(page, faults):
+    faults.forgive("422")
+    page.goto("/compare")
+    page.locator("#prompt-1").fill("a" * 3000)
+    page.locator("#prompt-2").fill("a boat")
+    page.get_by_role("button", name="Develop them").last.click()
+    expect(page.get_by_role("alert").first).to_be_focused()
+    page.get_by_role("link", name="Prompt 1").click()
+    expect(page.locator("#prompt-1")).to_be_focused()
+
+
 def test_one_noise_develops_under_several_prompts_side_by_side(page, shoot):
     page.goto("/compare")
     page.get_by_label("Model").select_option(SLOW_MODEL)

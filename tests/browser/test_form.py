@@ -7,6 +7,7 @@ from typing import Any
 from playwright.sync_api import Page, expect
 
 from darkroom import intake
+from darkroom.picture_files import without_texts
 
 # A file that somebody drops: what the browser then tells the page, which no person's hand can do in a test.
 DROP = """
@@ -19,6 +20,22 @@ DROP = """
   tell("drop");
 }
 """
+# The same for what somebody pastes, with what stands beside it as text. Says whether the browser pastes it itself.
+PASTE = """
+([encoded, text, place]) => {
+  const clipboardData = new DataTransfer();
+  if (text) clipboardData.setData("text/plain", text);
+  const bytes = Uint8Array.from(atob(encoded), (letter) => letter.charCodeAt(0));
+  clipboardData.items.add(new File([bytes], "image.png", { type: "image/png" }));
+  return place.dispatchEvent(new ClipboardEvent("paste", { bubbles: true, cancelable: true, clipboardData }));
+}
+"""
+# As a browser answers that blocks what sites store.
+DENY_STORAGE = """
+const denied = new DOMException("Access is denied", "SecurityError");
+Object.defineProperty(window, "localStorage", { get() { throw denied; } });
+navigator.locks.request = () => Promise.reject(denied);
+"""
 SHIFTS = """
 new PerformanceObserver((list) => {
   const unasked = list.getEntries().filter((entry) => !entry.hadRecentInput);
@@ -29,6 +46,11 @@ new PerformanceObserver((list) => {
 
 def drop(page: Page, encoded: str, selector: str) -> None:
     page.evaluate(DROP, [encoded, page.locator(selector).element_handle()])
+
+
+def paste(page: Page, body: bytes, selector: str, text: str = "") -> bool:
+    encoded = base64.b64encode(body).decode()
+    return bool(page.evaluate(PASTE, [encoded, text, page.locator(selector).element_handle()]))
 
 
 def submit_by_keys(page: Page) -> None:
@@ -119,6 +141,60 @@ def test_dropped_picture_gives_its_settings_or_itself(page: Page, person: Any) -
     newest = person.client.jobs(limit=1)[0]
     assert (newest.params["strength"], newest.params["prompt"]) == (0.5, "a yellow star")
     assert newest.params["init_image"].startswith("uploads/")
+
+
+def test_pasted_picture_is_begun_from_or_asked_about_and_text_stays_text(page: Page, person: Any) -> None:
+    [picture] = person.client.pictures(person.develop("a yellow star", seed=77))
+    page.goto("/")
+    begin, take = page.get_by_role("button", name="Begin from it"), page.get_by_role("button", name="Take its settings")
+    assert paste(page, picture.body, "#prompt", text="words beside it"), "the browser pastes the words"
+    expect(begin).to_be_hidden()
+
+    assert not paste(page, picture.body, "#prompt")
+    expect(begin).to_be_focused()
+    expect(page.get_by_alt_text("The picture that was chosen")).to_have_js_property("naturalWidth", 128)
+    take.click()
+    expect(page.locator(".note")).to_contain_text("Filled in")
+    expect(page.locator("#seed")).to_have_value("77")
+    expect(begin).to_be_hidden()
+    assert not paste(page, picture.body, "body", text="/home/somebody/image.png")
+    begin.click()
+    expect(page.get_by_alt_text("The picture that it begins from")).to_be_visible()
+
+    page.get_by_role("button", name="Remove").click()
+    expect(page.get_by_alt_text("The picture that it begins from")).to_have_count(0)
+    paste(page, without_texts(picture.body), "#prompt")
+    expect(page.get_by_alt_text("The picture that it begins from")).to_be_visible()
+
+
+def test_draft_whose_picture_is_gone_says_so(page: Page, person: Any) -> None:
+    [picture] = person.client.pictures(person.develop())
+    page.goto("/")
+    page.locator("#prompt").fill("the same in winter")
+    paste(page, without_texts(picture.body), "#prompt")
+    source = page.get_by_alt_text("The picture that it begins from")
+    expect(source).to_have_js_property("naturalWidth", 128)
+    upload_id = page.locator("[name=init_image]").input_value()
+    assert page.request.delete(f"/api/v1/uploads/{upload_id}", headers={"Authorization": f"Bearer {person.key}"}).ok
+    page.reload()
+    expect(page.locator(".note")).to_contain_text("not kept any more")
+    expect(source).to_have_count(0)
+    expect(page.locator("#prompt")).to_have_value("the same in winter")
+    page.reload()
+    expect(page.locator("#prompt")).to_have_value("the same in winter")
+    expect(page.locator(".note")).to_have_count(0)
+
+
+def test_browser_that_stores_nothing_develops_all_the_same(page: Page, person: Any) -> None:
+    page.context.add_init_script(DENY_STORAGE)
+    page.goto("/")
+    page.get_by_text("What should it avoid?").click()
+    page.locator("#prompt").fill("a boat")
+    submit_by_keys(page)
+    expect(page.locator("#strip .state.succeeded")).to_have_count(1)
+    slow = person.submit_slow()
+    page.goto(f"/jobs/{slow.id}")
+    expect(page.locator("#standing .lead")).to_have_text(re.compile(r"Step \d+ of 100"))
 
 
 def test_refusals_stand_beside_their_fields_and_beside_the_button(page: Page, stack: Any, faults: Any) -> None:

@@ -107,6 +107,28 @@ def test_chosen_pictures_go_and_the_place_is_kept(page: Page, hung: list[str], s
     expect(page.get_by_text("Nothing hangs here yet.")).to_be_visible()
 
 
+def test_refusal_is_said_in_its_own_words_on_the_page(page: Page, hung: list[str], shoot: Any, faults: Any) -> None:
+    faults.forgive("status of 4")
+    page.goto("/gallery")
+    refusal, search = page.locator("#refusal"), page.get_by_label("Search in prompts")
+    search.evaluate("(field) => field.removeAttribute('maxlength')")
+    search.fill("a" * 201)
+    expect(refusal).to_have_text("q is not taken: words of the prompt, at most 200 characters.")
+    expect(page.locator("#lost")).to_be_hidden()
+    expect(page.locator(".tile")).to_have_count(4)
+    shoot(page, "gallery-refused")
+    search.fill("")
+    expect(refusal).to_be_hidden()
+
+    page.locator("#selection [name=csrf_token]").evaluate("(field) => { field.value = 'stale'; }")
+    page.keyboard.press("Tab")
+    at(page, hung[0]).focus()
+    page.keyboard.press("x")
+    page.get_by_role("button", name="Delete …").click()
+    expect(refusal).to_contain_text("CSRF")
+    expect(page.locator(".tile")).to_have_count(4)
+
+
 def test_older_pictures_come_by_themselves_and_nothing_shifts(page: Page, stack: Any, hung: list[str]) -> None:
     hang_more(stack, hung[1], 100)
     page.add_init_script(

@@ -80,6 +80,26 @@ def test_operator_pages_through_everybody_s_line(
     other.leave()
 
 
+def test_refusal_is_said_on_the_page_and_taken_back_by_what_goes_well(
+    page: Page, stack: Any, person: Any, faults: Any
+) -> None:
+    faults.forgive("status of 4")
+    stack.worker.freeze()
+    waiting = person.submit_slow()
+    page.goto("/queue")
+    token = page.locator("#act [name=csrf_token]")
+    good = token.input_value()
+    token.evaluate("(field) => { field.value = 'stale'; }")
+    cancel = line(page, waiting.id).get_by_role("button", name="Cancel")
+    cancel.click()
+    expect(page.locator("#refusal")).to_contain_text("CSRF")
+    expect(page).to_have_url(f"{stack.url}/queue")
+    token.evaluate("(field, good) => { field.value = good; }", good)
+    cancel.click()
+    expect(line(page, waiting.id).locator(".state")).to_have_text("Canceled")
+    expect(page.locator("#refusal")).to_be_hidden()
+
+
 def test_what_failed_is_retried_from_the_page(page: Page, stack: Any, person: Any, shoot: Any) -> None:
     done = person.develop("a boat in the evening")
     stack.worker.freeze()

@@ -18,7 +18,7 @@ from PIL import Image as Picture
 from darkroom import jobs
 from darkroom.config import Settings, load_settings
 from darkroom.db import Database
-from darkroom.jobs import Claim, ImageRecord, Lines
+from darkroom.jobs import Claim, ImageRecord, Lines, Success
 from darkroom.storage import Storage, image_key, thumb_key, walk_key
 from darkroom.web import create_app
 from darkroom.web.services import Services
@@ -63,7 +63,7 @@ class HandWorker:
         if key:
             self.storage.put(key, b"RIFFwalk", content_type="image/webp")
         ending = {"images": images, "timings": timings, "walk_key": key}
-        jobs.succeed(self.database, claim.job_id, attempt=claim.attempt, **ending)
+        jobs.succeed(self.database, Success(claim.job_id, claim.attempt, **ending))
         return claim
 
     def fail(self, message: str) -> Claim:
@@ -246,6 +246,11 @@ class Browser:
     def _show(self, response: Any) -> Page:
         self.path = response.request.path
         return Page(response)
+
+
+@pytest.fixture
+def page_of() -> type[Page]:
+    return Page
 
 
 @pytest.fixture

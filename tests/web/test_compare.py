@@ -56,6 +56,14 @@ def test_refusals_stand_beside_their_fields_and_what_was_typed_stays(client: Fla
     assert client.get("/api/v1/jobs").json["jobs"] == []
 
 
+def test_refused_form_leads_to_what_was_refused(compare: Any, page_of: Any) -> None:
+    page = page_of(compare(["a" * 3000, "kept"]))
+    [summary] = [tag for tag in page.all("div") if tag.get("class") == "summary"]
+    assert {"role": "alert", "tabindex": "-1", "autofocus": ""}.items() <= summary.items()
+    assert "#prompt-1" in [tag.get("href") for tag in page.all("a")]
+    assert "Prompt 1" in page.words
+
+
 def test_words_that_not_all_prompts_have_are_marked() -> None:
     own = [[word.text for word in words if word.is_own] for words in words_of(PROMPTS)]
     assert own == [["red"], ["blue"], ["red"]], "a comma, a full stop or a capital makes no other word"

@@ -373,6 +373,29 @@ def test_job_that_begins_from_a_picture_can_be_edited_with_it(
         assert params_of(client, browser) == job["params"]
 
 
+def test_form_drops_a_picture_that_is_not_kept_any_more_and_says_so(
+    browser: Any, client: FlaskClient, submit: Any, bucket: None
+) -> None:
+    def upload() -> str:
+        body = a_picture()[0].getvalue()
+        return str(client.post("/api/v1/uploads", data=body, content_type="image/png").json["id"])
+
+    kept, gone = upload(), upload()
+    [plain] = browser.open("/").forms
+    job = submit(init_image=kept, mask=gone, strength=0.4)
+    client.delete(f"/api/v1/uploads/{gone}")
+    for page in (
+        browser.send(plain, action="begin", init_image=gone),  # as a draft asks for it
+        browser.open(f"/?again={job['id']}"),
+        browser.open(f"/?init_image=job:{uuid4()}/0"),
+        browser.open("/?init_image=nonsense"),
+    ):
+        assert "The picture to begin from is not kept any more." in page.words
+        assert "init_image" not in page.forms[0].fields
+        assert not [tag for tag in page.all("img") if "/uploads/" in tag["src"]]
+    assert browser.send(plain, action="begin", init_image=kept).forms[0].fields["init_image"] == kept
+
+
 def test_settings_in_a_picture_s_file_fill_the_form(shopper: Any) -> None:
     told = PictureParameters(
         prompt="a boat", width=192, height=320, num_inference_steps=7, guidance_scale=2.5, sampler="euler_a", seed=99

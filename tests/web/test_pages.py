@@ -1,5 +1,6 @@
 """The pages, followed as a browser without JavaScript follows them."""
 
+import json
 from typing import Any
 from uuid import uuid4
 
@@ -24,6 +25,21 @@ def test_what_does_not_exist_is_a_404_page(browser: Any, path: str) -> None:
     page = browser.open(path.format(id=uuid4()))
     assert page.status_code == 404
     assert page.title == "Not Found · Darkroom"
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/gallery?q=" + "a" * 201, "q is not taken: words of the prompt, at most 200 characters."),
+        ("/jobs/x", "No job has this id."),
+    ],
+)
+def test_page_that_asks_for_a_part_of_itself_is_told_the_words_of_a_refusal(
+    bare_client: FlaskClient, path: str, words: str
+) -> None:
+    refused = bare_client.get(path, headers={"HX-Request": "true"})
+    assert json.loads(refused.headers["HX-Trigger"]) == {"refused": {"words": words}}
+    assert "HX-Trigger" not in bare_client.get(path).headers
 
 
 def test_wrong_method_on_a_page_is_405(client: FlaskClient) -> None:

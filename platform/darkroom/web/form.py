@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from math import sqrt
 from typing import get_args
 
-from darkroom.catalog import Feature, ModelEntry
-from darkroom.errors import FieldError
+from darkroom.catalog import Catalog, Feature, ModelEntry
+from darkroom.errors import FieldError, UnknownModel
 from darkroom.params import DEFAULT_STRENGTH, GenerationParams, ImageFormat
 from darkroom.picture_metadata import PictureParameters
 from darkroom.storage import reference_of
@@ -87,6 +87,14 @@ class Form:
     def has(self, feature: Feature) -> bool:
         """Whether the model can do this."""
         return feature in self.entry.features
+
+
+def entry_or_default(catalog: Catalog, name: str) -> ModelEntry:
+    """The model to draw a form for. A name that is unknown is refused where the form is read."""
+    try:
+        return catalog.get(name)
+    except UnknownModel:
+        return catalog.default
 
 
 def new_form(entry: ModelEntry, texts: Mapping[str, str], *, note: str = "") -> Form:

@@ -2,22 +2,34 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from uuid import UUID
 
 from flask import request, url_for
 
+from darkroom import jobs
 from darkroom.catalog import ModelEntry
-from darkroom.errors import FieldError, InvalidParameters, PictureUnreadable
+from darkroom.errors import (
+    FieldError,
+    ImageNotFound,
+    InvalidParameters,
+    JobNotFound,
+    PictureUnreadable,
+    UploadNotFound,
+)
 from darkroom.jobs import JobClass
 from darkroom.picture_metadata import read_file
 from darkroom.web.documents import image_path
 from darkroom.web.form import Form, filled_texts, typed_form
-from darkroom.web.services import read_uuid, services
+from darkroom.web.identity import current
+from darkroom.web.services import job_uuid, read_uuid, services
 from darkroom.web.submission import Submission, check, read_form
 from darkroom.web.uploads import LIMIT, MOST_UPLOAD_BYTES
 
 # What a form writes around a picture.
 FORM_BYTES = 128 * 1024
+PICTURES = ("init_image", "mask")
+GONE = "The picture to begin from is not kept any more. Choose another one, or develop without."
 PICTURE_ID = re.compile(r"job:([0-9a-f-]{36})/([0-9]{1,6})")
 
 
@@ -87,6 +99,24 @@ def _held(entry: ModelEntry, texts: Mapping[str, str], *, made_by: str | None) -
 def held_to_rules(typed: Mapping[str, str]) -> Submission:
     """What the form asks for, ahead of bulk work. Raises InvalidParameters."""
     return check(read_form(typed), services().rules(), job_class=JobClass.INTERACTIVE)
+
+
+def with_kept_picture(form: Form) -> Form:
+    """The form as it is; where its picture or the mask of that is not there any more, without both, and saying so."""
+    if all(_is_kept(reference) for name in PICTURES if (reference := form.texts[name])):
+        return form
+    return replace(form, texts={**form.texts, **dict.fromkeys(PICTURES, "")}, note=GONE)
+
+
+def _is_kept(reference: str) -> bool:
+    try:
+        if found := PICTURE_ID.fullmatch(reference):
+            services().image(found[1], found[2])
+        else:
+            jobs.get_upload(services().database, job_uuid(reference), owner=current().owner)
+    except (JobNotFound, ImageNotFound, UploadNotFound):
+        return False
+    return True
 
 
 def source_path(reference: str) -> str | None:

@@ -47,6 +47,7 @@ MISDIRECTED = 421
 RETRY_AFTER = {"Retry-After": "2"}
 LONGEST_FIELD = 200  # a field's name comes from the client: it is echoed, but not at any length
 
+MOST_TOLD = 3
 # What lies below is called by programs, which read JSON.
 FOR_PROGRAMS = ("/api/", "/v1/", "/sdapi/", "/hf/", "/replicate/")
 PAUSE_RETRY_AFTER = "60"
@@ -85,6 +86,12 @@ class Problem:
     def title(self) -> str:
         """The status in HTTP's own words."""
         return HTTPStatus(self.status).phrase
+
+    @property
+    def words(self) -> str:
+        """The same for a person who stays on the page where it was asked."""
+        told = [f"{error.field[:LONGEST_FIELD]} {error.problem}: {error.limit}." for error in self.errors[:MOST_TOLD]]
+        return " ".join(told) or self.detail
 
     def document(self) -> dict[str, Any]:
         """The RFC 9457 members. `code` is stable; `detail` is prose and may change."""
@@ -128,6 +135,8 @@ def respond(problem: Problem) -> Response:
         body, content_type = render_template("error.html", problem=problem), "text/html; charset=utf-8"
     response = Response(body, status=problem.status, content_type=content_type)
     response.headers.update(problem.headers)
+    if "HX-Request" in request.headers:  # an event for the page that asked: darkroom.js shows its words
+        response.headers["HX-Trigger"] = json.dumps({"refused": {"words": problem.words}})
     return response
 
 

@@ -16,18 +16,17 @@ from darkroom.params import MAX_SEED
 from darkroom.previews import Preview
 from darkroom.web.comparison import MOST, Word, check_prompts, words_of
 from darkroom.web.documents import data_url, image_path
-from darkroom.web.form import Form, form_from, new_form, typed_form
+from darkroom.web.form import Form, entry_or_default, form_from, new_form, typed_form
 from darkroom.web.hub import Mail, Mailboxes
 from darkroom.web.identity import asks
 from darkroom.web.pages import live
-from darkroom.web.pages.form import entry_or_default
-from darkroom.web.pages.job import NEAR_SECONDS
 from darkroom.web.services import Sight, services
 from darkroom.web.snippets import fields_of
 from darkroom.web.submission import read_form
 from darkroom.web.wording import LABELS, Sentence, parameters_in_words, sentence_of, walk_frames
 
 PATHS = {"image_path": image_path, "data_url": data_url}
+PROMPT_LABELS = {f"prompt-{n}": f"Prompt {n}" for n in range(1, MOST + 1)}
 # What the form keeps of an earlier comparison without showing it.
 UNSHOWN = ("width", "height", "sampler")
 
@@ -60,8 +59,10 @@ def show() -> Response:
     """An empty form, or one with the words and the settings of an earlier comparison."""
     if again := request.args.get("again"):
         found = _jobs_of(again)
-        return _render(form_from(entry_or_default(found[0].model), found[0].params), _prompts_of(found))
-    return _render(new_form(entry_or_default(request.args.get("model", "")), {}), request.args.getlist("prompt"))
+        entry = entry_or_default(services().catalog, found[0].model)
+        return _render(form_from(entry, found[0].params), _prompts_of(found))
+    entry = entry_or_default(services().catalog, request.args.get("model", ""))
+    return _render(new_form(entry, {}), request.args.getlist("prompt"))
 
 
 @blueprint.post("/compare")
@@ -69,7 +70,7 @@ def show() -> Response:
 def submit() -> AnyResponse:
     """Queue a job for each prompt, all with one seed, and go where they are shown side by side."""
     typed, prompts = request.form.to_dict(), request.form.getlist("prompt")
-    entry = entry_or_default(typed.get("model", ""))
+    entry = entry_or_default(services().catalog, typed.get("model", ""))
     if typed.pop("action", "") == "switch_model":
         return _render(new_form(entry, {"seed": typed.get("seed", "")}), prompts)
     if typed.pop("settings_of", "") != entry.name:  # another model was chosen: what is not shown would be the old one's
@@ -86,7 +87,12 @@ def submit() -> AnyResponse:
 def _render(form: Form, prompts: list[str], *, status: int = 200) -> Response:
     rows = [*prompts, *[""] * MOST][:MOST]
     page = render_template(
-        "compare.html", form=form, prompts=rows, catalog=services().catalog, labels=LABELS, max_seed=MAX_SEED
+        "compare.html",
+        form=form,
+        prompts=rows,
+        catalog=services().catalog,
+        labels=PROMPT_LABELS | LABELS,
+        max_seed=MAX_SEED,
     )
     return make_response(page, status)
 
@@ -133,7 +139,7 @@ def _tell(batch_id: str, mailboxes: Mailboxes) -> Iterator[str]:
 
 def _patience(columns: list[Column]) -> float:
     is_waiting = any(column.job.state is JobState.QUEUED for column in columns)
-    return NEAR_SECONDS if is_waiting else services().settings.stream_heartbeat_seconds
+    return live.NEAR_SECONDS if is_waiting else services().settings.stream_heartbeat_seconds
 
 
 def _moved(column: Column, mail: Mail | None, *, is_silent: bool) -> Column:

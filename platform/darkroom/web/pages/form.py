@@ -18,8 +18,25 @@ from darkroom.params import MAX_SEED, resolve
 from darkroom.sampler_titles import title_of
 from darkroom.web.documents import image_path
 from darkroom.web.estimate import foresee, outlook_in_words
-from darkroom.web.form import FORMATS, Form, beginning_form, form_from, new_form, reset_form, typed_form
-from darkroom.web.form_pictures import begun, filled_form, held_to_rules, sent_picture, source_path, with_picture
+from darkroom.web.form import (
+    FORMATS,
+    Form,
+    beginning_form,
+    entry_or_default,
+    form_from,
+    new_form,
+    reset_form,
+    typed_form,
+)
+from darkroom.web.form_pictures import (
+    begun,
+    filled_form,
+    held_to_rules,
+    sent_picture,
+    source_path,
+    with_kept_picture,
+    with_picture,
+)
 from darkroom.web.identity import asks, current
 from darkroom.web.pages.recent import is_live, recent_jobs
 from darkroom.web.problems import unknown_model
@@ -42,11 +59,11 @@ def show() -> Response:
     """The form: empty, with words from the address, with an earlier job's parameters, or beginning from its picture."""
     if again := request.args.get("again"):
         job = jobs.get(services().database, job_uuid(again), owner=current().owner)
-        return render(form_from(entry_or_default(job.model), job.params))
+        return render(form_from(entry_of(job.model), job.params))
     if picture := request.args.get("init"):
         job_id, _, n = picture.partition("/")
         image, job = services().image_and_job(job_id, n)
-        return render(beginning_form(entry_or_default(job.model), job.params, f"job:{job.id}/{image.n}"))
+        return render(beginning_form(entry_of(job.model), job.params, f"job:{job.id}/{image.n}"))
     texts = {name: text for name, text in request.args.items() if name in LABELS}
     name = texts.get("model") or request.cookies.get(MODEL_COOKIE, "")
     try:
@@ -63,7 +80,7 @@ def show() -> Response:
 def submit() -> AnyResponse:
     """Queue what the form asks for, ahead of bulk work; or change the form, as the button says that was pressed."""
     typed = request.form.to_dict()
-    entry = entry_or_default(typed.get("model", ""))
+    entry = entry_of(typed.get("model", ""))
     body = sent_picture()
     try:
         match typed.pop("action", ""):
@@ -96,7 +113,7 @@ def accepted(job_id: UUID) -> AnyResponse:
 def estimate() -> Response:
     """How long the picture would take that the form describes: the words alone."""
     typed = request.args.to_dict()
-    return make_response(escape(estimate_in_words(entry_or_default(typed.get("model", "")), typed)))
+    return make_response(escape(estimate_in_words(entry_of(typed.get("model", "")), typed)))
 
 
 @blueprint.get("/uploads/<upload_id>")
@@ -113,7 +130,7 @@ def show_upload(upload_id: str) -> Response:
 
 def render(form: Form, *, status: int = 200) -> Response:
     """The form page, with the latest jobs in it."""
-    recent = recent_jobs()
+    form, recent = with_kept_picture(form), recent_jobs()
     page = render_template(
         "form.html",
         form=form,
@@ -143,9 +160,6 @@ def estimate_in_words(entry: ModelEntry, typed: Mapping[str, str]) -> str:
     return outlook_in_words(foresee(services(), params, model=entry.name))
 
 
-def entry_or_default(name: str) -> ModelEntry:
-    """The model to draw the form for. A name that is unknown is refused where the form is read."""
-    try:
-        return services().catalog.get(name)
-    except UnknownModel:
-        return services().catalog.default
+def entry_of(name: str) -> ModelEntry:
+    """The model to draw the form for."""
+    return entry_or_default(services().catalog, name)

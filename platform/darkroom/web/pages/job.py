@@ -37,9 +37,7 @@ from darkroom.web.wording import (
     walk_frames,
 )
 
-# How often the place of a waiting job is looked up for whoever watches it: the line moves slowly where it is long.
 NEAR = 10
-NEAR_SECONDS, FAR_SECONDS = 2.0, 5.0
 MOST_VARIATIONS = 4
 CONVERTED = ("png", "jpeg", "webp")
 CONVERSION = {"format": one_of(*CONVERTED, default=CONVERTED[0])}
@@ -107,7 +105,8 @@ def _tell(job_id: str, mailbox: Mailbox) -> Iterator[str]:
 def _patience(sight: Sight) -> float:
     if sight.job.state is not JobState.QUEUED:
         return services().settings.stream_heartbeat_seconds
-    return NEAR_SECONDS if sight.position is not None and sight.position <= NEAR else FAR_SECONDS
+    is_near = sight.position is not None and sight.position <= NEAR
+    return live.NEAR_SECONDS if is_near else live.FAR_SECONDS
 
 
 def _changes(sight: Sight, previews: Iterable[Preview], *, is_news: bool) -> str:

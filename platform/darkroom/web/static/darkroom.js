@@ -1,4 +1,5 @@
-// What every page shares: colors that change without a reload, the list of keys, the word that Darkroom does not answer.
+// What every page shares: colors that change without a reload, the list of keys, the word that Darkroom does not answer,
+// or its own words why it did not do what was asked.
 // Pages import what they need of it by the name "darkroom", so that it runs once; every page works without it.
 
 const AGAIN_MS = 2000;
@@ -7,6 +8,8 @@ const SILENT_MS = 2.5 * 1000 * Number(document.documentElement.dataset.heartbeat
 // Who looks is let in no more, or what was looked at is gone: the page itself says which.
 const GONE = new Set([401, 403, 404]);
 const heard = new Map();
+// Whose request was refused last: the next of its own that is not takes the words back.
+let refused = null;
 const FIELDS = "input, textarea, select, [contenteditable]";
 
 /** Whether a key was meant for a field, and not for the page. */
@@ -23,6 +26,12 @@ export function announce(text) {
 /** Show, or take away, the word that Darkroom does not answer. */
 export function showLost(isLost) {
   document.getElementById("lost").hidden = !isLost;
+}
+
+/** Say why something was not done, in Darkroom's own words; without words, take the earlier ones back. */
+export function showRefusal(words) {
+  const refusal = document.getElementById("refusal");
+  if (refusal.textContent !== words) refusal.textContent = words;
 }
 
 function openDialog(id) {
@@ -65,9 +74,20 @@ function prepareKeys() {
 function insist({ detail }) {
   const source = detail.ctx?.sourceElement;
   if (GONE.has(detail.ctx?.response?.status)) return location.reload();
-  showLost(true);
+  showLost(!detail.ctx?.response?.headers.has("HX-Trigger")); // else it has just said itself what is wrong
   if (!source?.matches("[data-insists]")) return;
   setTimeout(() => source.isConnected && htmx.ajax("GET", detail.ctx.request.action, { source }), AGAIN_MS);
+}
+
+function told({ target, detail }) {
+  refused = target;
+  showRefusal(detail.words);
+}
+
+function answered({ detail: { ctx } }) {
+  if (ctx.response.status >= 400) return;
+  showLost(false);
+  if (ctx.sourceElement === refused) showRefusal("");
 }
 
 function hear(connection) {
@@ -92,7 +112,8 @@ function prepareInsisting() {
   document.addEventListener("htmx:sse:after:connection", ({ detail }) => hear(detail.connection));
   document.addEventListener("htmx:sse:after:message", ({ detail }) => hear(detail.connection));
   document.addEventListener("htmx:sse:close", ({ detail }) => heard.delete(detail.connection));
-  document.addEventListener("htmx:after:swap", () => showLost(false));
+  document.addEventListener("htmx:after:request", answered);
+  document.addEventListener("refused", told);
   setInterval(breakSilence, SILENT_MS / 4);
 }
 

@@ -1,11 +1,13 @@
 // The comforts of the form: a draft that survives, sizes that fit, seeds, pictures dropped and pasted, one more job
 // without leaving. The server draws the form, also anew; this file only moves what is there. It works without it.
 
-import { announce } from "darkroom";
+import { announce, isTyping } from "darkroom";
 
 const A_YEAR_SECONDS = 31536000;
 const UNKEPT = new Set(["csrf_token", "picture", "action"]);
 const WORDS = new Set(["prompt", "negative_prompt"]);
+// How a picture's file begins to say how it was made: a chunk of a PNG, or the comment of an EXIF.
+const TOLD = /(?:tEXt|iTXt|zTXt)(?:parameters|darkroom)\0|UNICODE\0|ASCII\0{3}/;
 
 const form = () => document.getElementById("enlarger");
 const field = (name) => form().elements.namedItem(name);
@@ -21,12 +23,25 @@ function enter(input, value) {
 
 function saveDraft() {
   const texts = [...new FormData(form())].filter(([name]) => !UNKEPT.has(name));
-  localStorage.setItem(form().dataset.draft, JSON.stringify({ model: form().dataset.model, texts }));
+  const draft = JSON.stringify({ model: form().dataset.model, texts });
+  try {
+    localStorage.setItem(form().dataset.draft, draft);
+  } catch {
+    // A browser that is told to keep nothing keeps no draft either.
+  }
+}
+
+function savedDraft() {
+  try {
+    return JSON.parse(localStorage.getItem(form().dataset.draft));
+  } catch {
+    return null;
+  }
 }
 
 // Of another model only the words are of use here. A page whose address says what it shows is left as it is.
 function restoreDraft() {
-  const draft = JSON.parse(localStorage.getItem(form().dataset.draft) ?? "null");
+  const draft = savedDraft();
   if (!draft || location.search || form().querySelector("[data-focus]")) return;
   const isSameModel = draft.model === form().dataset.model;
   const texts = new Map(draft.texts.filter(([name]) => isSameModel || WORDS.has(name)));
@@ -94,16 +109,44 @@ function turnLock() {
   enter(field("seed"), field("seed").value === "" ? (latest?.dataset.seed ?? draw()) : "");
 }
 
-// Pictures: dropped on their place they are begun from; elsewhere their settings are taken, if they tell any.
+// Pictures: dropped on their place they are begun from; elsewhere their settings are taken, if they tell any. Pasted, one
+// that tells them may be meant for either: the person says which.
 
 const pictureIn = (transfer) => [...(transfer?.files ?? [])].find((file) => file.type.startsWith("image/"));
+const buttonFor = (action) => form().querySelector(`button[value="${action}"]`);
 
-function take(file, place) {
+function choose(file) {
   const files = new DataTransfer();
   files.items.add(file);
   field("picture").files = files.files;
-  const wanted = place?.closest?.("[data-drop]") ? "begin" : "read_picture";
-  form().querySelector(`button[value="${wanted}"]`).click();
+}
+
+function take(file, place) {
+  choose(file);
+  buttonFor(place?.closest?.("[data-drop]") ? "begin" : "read_picture").click();
+}
+
+async function takePasted(file) {
+  const begin = buttonFor("begin");
+  if (!begin) return take(file);
+  choose(file);
+  if (!TOLD.test(new TextDecoder("latin1").decode(await file.arrayBuffer()))) return begin.click();
+  offer();
+  begin.focus();
+  announce(begin.closest("[data-choices]").dataset.question);
+}
+
+// What to do with the picture that is chosen; none, where none is.
+function offer() {
+  const [file] = field("picture").files;
+  const choices = form().querySelector("[data-choices]");
+  const before = choices.querySelector("img");
+  if (before) URL.revokeObjectURL(before.src);
+  before?.remove();
+  choices.hidden = !file;
+  if (!file) return;
+  choices.prepend(Object.assign(new Image(72, 72), { src: URL.createObjectURL(file), alt: choices.dataset.alt }));
+  choices.closest("details").open = true;
 }
 
 function onDrag(event) {
@@ -117,9 +160,10 @@ function onDrag(event) {
 
 function onPaste(event) {
   const picture = pictureIn(event.clipboardData);
-  if (!picture || event.clipboardData.getData("text/plain")) return;
+  // What is copied from a document is words and a picture of them: where words are written, those are meant.
+  if (!picture || (isTyping(event) && event.clipboardData.getData("text/plain"))) return;
   event.preventDefault();
-  take(picture);
+  takePasted(picture);
 }
 
 // What the page is told by events. They come to the document: the form may be another by now.
@@ -152,7 +196,7 @@ function onChange({ target }) {
   if (!form().contains(target)) return;
   if (target.name === "width" || target.name === "height") keepSize(target);
   if (target.name === "size") showPreset(target);
-  if (target.name === "picture") form().querySelector("[data-choices]").hidden = target.files.length === 0;
+  if (target.name === "picture") offer();
   saveDraft();
 }
 

@@ -193,5 +193,6 @@ document.addEventListener("htmx:after:swap", swapped);
 document.addEventListener("htmx:after:request", ({ detail: { ctx } }) => {
   if (ctx.sourceElement.matches("[data-erases]") && ctx.response.status === 204) takeDown(ctx.sourceElement.querySelector("[data-done]"));
 });
+document.addEventListener("refused", () => asked.close()); // what was refused is said beneath it
 prepareLight();
 showChosen();

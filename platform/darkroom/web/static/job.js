@@ -57,7 +57,7 @@ async function goOnOutOfSight() {
       navigator.locks.request(`darkroom-stream-${n}`, { ifAvailable: true }, (lock) => {
         answer(lock !== null);
         return lock && new Promise((release) => document.addEventListener("ended", release, { once: true }));
-      });
+      }).catch(() => answer(false)); // a browser that is told to keep nothing may know no locks either
     });
   }
 }

@@ -1,12 +1,12 @@
 // Presses the buttons of the queue page without leaving it: what comes of it, the page's stream tells. Without this file
 // each button is a form that comes back to the page.
-import { announce, showLost } from "darkroom";
+import { announce, showLost, showRefusal } from "darkroom";
 
 const act = document.getElementById("act");
 let pressed = null;
 
 // The stream may be faster than the answer, and make another button of this one: what it says and where it goes is read
-// first. A refusal is shown by the page that says why: the form goes there as it would have gone.
+// first. Who is logged out is led to where he logs in: the form goes there as it would have gone.
 async function send(button) {
   const { formAction, dataset: { done } } = button;
   const body = new URLSearchParams(new FormData(act, button));
@@ -15,6 +15,9 @@ async function send(button) {
   showLost(!answer);
   delete button.dataset.sent;
   if (!answer) return;
+  const refusal = answer.headers.get("HX-Trigger");
+  showRefusal(refusal ? JSON.parse(refusal).refused.words : "");
+  if (refusal) return;
   if (answer.type === "opaqueredirect") return announce(done);
   act.action = formAction;
   act.submit();

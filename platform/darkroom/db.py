@@ -211,18 +211,18 @@ class Database:
                 yield session
                 session.flush()
 
-    def in_one_trip(self, *steps: tuple[Executable, Mapping[str, Any]]) -> Any:
-        """Execute statements as one transaction, on PostgreSQL alone, and return the last one's only row, or None.
+    def in_one_trip(self, *steps: tuple[Executable, Mapping[str, Any]]) -> list[Any]:
+        """Execute statements as one transaction, on PostgreSQL alone, and return the last one's rows.
 
         All are sent together, and each sees what was committed before it began: nobody waits for this process between
         a lock and the commit. Values are those that the driver knows.
         """
         with _faults(), self._driver() as driver:
             if len(steps) == 1:  # nothing to be sent together with
-                return self._send(driver, *steps[0]).fetchone()
+                return list(self._send(driver, *steps[0]))
             with driver.pipeline():
                 cursors = [self._send(driver, *step) for step in steps]
-            return cursors[-1].fetchone()
+            return list(cursors[-1])
 
     def _send(self, driver: Any, statement: Executable, values: Mapping[str, Any]) -> Any:
         text, own_values = self._text_of(statement)

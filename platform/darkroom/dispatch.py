@@ -89,5 +89,9 @@ class Doorbell:
 
 
 def consume(app: Celery, models: Iterable[str]) -> None:
-    """Make a worker's app consume the queues of these models and no other."""
-    app.conf.task_queues = [Queue(queue_name(model)) for model in models]
+    """Make a worker's app consume the queues of these models and no other.
+
+    Redis forgets a doorbell as soon as it is taken: to note there who took it, and then that it was heard, would be
+    four commands for each, and who dies with one leaves nothing undone.
+    """
+    app.conf.task_queues = [Queue(queue_name(model), no_ack=True) for model in models]

@@ -16,7 +16,7 @@ from darkroom import jobs
 from darkroom.client import Darkroom
 from darkroom.config import Settings
 from darkroom.db import Database
-from darkroom.jobs import Claim, ImageRecord, Lines
+from darkroom.jobs import Claim, ImageRecord, Lines, Success
 from darkroom.stack.servers import wait_until
 from darkroom.storage import Storage, image_key, thumb_key
 from darkroom.web import create_app
@@ -88,7 +88,7 @@ class HandWorker:
         claim = self.claim()
         images = [self._store(claim, n) for n in range(claim.params.num_images)]
         timings = {"denoise": 2.5, "upload": 0.1, "encode": 0.2}
-        jobs.succeed(self.database, claim.job_id, attempt=claim.attempt, images=images, timings=timings)
+        jobs.succeed(self.database, Success(claim.job_id, claim.attempt, images, timings))
 
     def fail(self, message: str) -> None:
         claim = self.claim()

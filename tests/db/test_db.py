@@ -218,8 +218,8 @@ def test_trip_is_one_transaction(database: Database) -> None:
     with pytest.raises(DataError):
         database.in_one_trip((RENAME, {"new_host": "other"}), (select(1 / literal(0)), {}))
     host = select(Worker.host)
-    assert database.in_one_trip((host, {})) == ("x",)
-    assert database.in_one_trip((RENAME, {"new_host": "other"}), (host, {})) == ("other",)
+    assert database.in_one_trip((host, {})) == [("x",)]
+    assert database.in_one_trip((RENAME, {"new_host": "other"}), (host, {})) == [("other",)]
     with database.read() as session:
         assert session.scalar(host) == "other"
 
@@ -234,7 +234,7 @@ def test_trip_to_a_database_that_was_away_finds_it_again(database: Database, pos
         with pytest.raises(DatabaseUnavailable):
             database.in_one_trip(host)
     postgres.start()
-    assert database.in_one_trip(host) == ("x",)
+    assert database.in_one_trip(host) == [("x",)]
 
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)

@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 from darkroom import events, jobs
 from darkroom.db import Database, now
 from darkroom.fleet import WorkerFacts
-from darkroom.jobs import Claim, ImageRecord, JobClass, JobRecord, JobState, Lines, NewJob
+from darkroom.jobs import Claim, ImageRecord, JobClass, JobRecord, JobState, Lines, NewJob, Success
 from darkroom.models import FINAL_STATES, Job
 from darkroom.params import GenerationParams
 
@@ -89,7 +89,7 @@ class Queue:
     def succeed(self, claim: Claim) -> None:
         self.drop(claim)
         images = [image_of(claim.job_id, claim.attempt)]
-        jobs.succeed(self.database, claim.job_id, attempt=claim.attempt, images=images, timings={"denoise": 1.5})
+        jobs.succeed(self.database, Success(claim.job_id, claim.attempt, images, timings={"denoise": 1.5}))
 
     def fail(self, claim: Claim) -> None:
         self.drop(claim)

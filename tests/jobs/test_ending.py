@@ -4,10 +4,17 @@ from collections.abc import Callable
 from uuid import UUID
 
 import pytest
+from sqlalchemy import select
 
 from darkroom import events, jobs
 from darkroom.errors import JobFinished, JobNotFound, StaleAttempt
-from darkroom.jobs import Claim, JobState
+from darkroom.jobs import Claim, ImageRecord, JobState, Success
+from darkroom.models import Job
+
+
+def image_of(job_id: UUID, attempt: int, n: int) -> ImageRecord:
+    key, thumb_key = f"jobs/{job_id}/{attempt}/{n}.png", f"jobs/{job_id}/{attempt}/{n}.thumb.webp"
+    return ImageRecord(n, key, thumb_key, "image/png", 64, 64, num_bytes=9, seed=7 + n, sha256="0" * 64)
 
 
 def test_succeeded_job_shows_its_pictures(queue) -> None:
@@ -21,6 +28,46 @@ def test_succeeded_job_shows_its_pictures(queue) -> None:
     assert record.timings == {"denoise": 1.5}
     assert [image.key for image in record.images] == [f"jobs/{claim.job_id}/1/0.png"]
     assert queue.history(claim.job_id) == ["queued", "running", "succeeded"]
+
+
+def successes_of(*claims: Claim, num_images: int = 1) -> list[Success]:
+    successes = []
+    for seconds, claim in enumerate(claims):
+        images = [image_of(claim.job_id, claim.attempt, n) for n in range(num_images)]
+        successes.append(Success(claim.job_id, claim.attempt, images, {"denoise": seconds}))
+    return successes
+
+
+def test_several_jobs_succeed_together_each_with_its_own_pictures(queue) -> None:
+    claims = [queue.take() for _ in range(3) if queue.submit()]
+    successes = successes_of(*claims, num_images=2)
+    assert jobs.succeed_some(queue.database, successes) == {claim.job_id for claim in claims}
+    for success in successes:
+        record = queue.get(success.job_id)
+        assert (record.state, record.timings) == (JobState.SUCCEEDED, success.timings)
+        assert record.images == tuple(success.images)
+        assert queue.history(success.job_id) == ["queued", "running", "succeeded"]
+        assert events.read(queue.database, success.job_id)[-1].payload == {"attempt": 1}
+
+
+def test_job_that_is_not_held_any_more_ends_not_with_the_others(queue) -> None:
+    held, lost, canceled = claims = [queue.take() for _ in range(3) if queue.submit()]
+    queue.requeue(lost)
+    again = queue.take("second")
+    assert again.job_id == lost.job_id
+    queue.cancel(canceled.job_id)
+    assert jobs.succeed_some(queue.database, successes_of(*claims)) == {held.job_id}
+    assert queue.state(lost.job_id) == JobState.RUNNING
+    assert queue.get(lost.job_id).images == queue.get(canceled.job_id).images == ()
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_several_that_succeed_wait_for_nobody_who_has_locked_one_of_them(queue) -> None:
+    free, locked = claims = [queue.take() for _ in range(2) if queue.submit()]
+    with queue.database.write() as session:
+        session.execute(select(Job.id).where(Job.id == locked.job_id).with_for_update())
+        assert jobs.succeed_some(queue.database, successes_of(*claims)) == {free.job_id}
+    assert jobs.succeed_some(queue.database, successes_of(locked)) == {locked.job_id}
 
 
 def test_failed_job_says_why(queue) -> None:

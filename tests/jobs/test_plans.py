@@ -15,7 +15,7 @@ from uuid_utils.compat import uuid7
 from darkroom import events, jobs, keys
 from darkroom.db import Database
 from darkroom.events import Cursor
-from darkroom.jobs import JobClass, JobState, Lines, NewJob
+from darkroom.jobs import JobClass, JobState, Lines, NewJob, Success
 from darkroom.jobs.submitting import start_tag_of
 from darkroom.keys import Quotas
 from darkroom.models import Job
@@ -109,12 +109,18 @@ STATEMENTS: dict[str, Callable[[Any], object]] = {
     "claim": lambda queue: queue.claim("second", num_held=0),
     "claim from where the line is remembered": lambda queue: queue.claim("second", num_held=0, lines=cut_line()),
     "claim in company": lambda queue: queue.claim("first"),
+    "claim of several": lambda queue: jobs.claim_some(
+        queue.database, worker_id="first", models=("small",), num_held=1, lease_seconds=30, lines=Lines(), most=3
+    ),
     "claim of several models": lambda queue: queue.claim("first", models=("small", "large")),
     "submit": look_up_tag,
     "submit with a quota": submit_with_quota,
     "heartbeat": lambda queue: queue.beat("first"),
     "cancel": lambda queue: queue.cancel(jobs.front_of_queue(queue.database, model="small", limit=1)[0]),
     "succeed": lambda queue: queue.succeed(queue.take("first")),
+    "succeed together": lambda queue: jobs.succeed_some(
+        queue.database, [Success(queue.take("first").job_id, 1, [], {}) for _ in range(3)]
+    ),
     "front of the queue": lambda queue: jobs.front_of_queue(queue.database, model="small", limit=8),
     "place at the front": lambda queue: jobs.position(
         queue.database, jobs.front_of_queue(queue.database, model="small", limit=1)[0]

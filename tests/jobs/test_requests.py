@@ -270,9 +270,8 @@ def test_job_is_kept_for_its_own_time(queue, params) -> None:
 def test_walk_and_what_pictures_depend_on_are_kept_with_the_job(queue) -> None:
     claim = queue.take() if queue.submit("ann") else None
     image = jobs.ImageRecord(0, "k", "t", "image/png", 64, 64, 9, 7, "0" * 64, fingerprint="cpu/x", rows=4)
-    jobs.succeed(
-        queue.database, claim.job_id, attempt=1, images=[image], timings={}, walk_key=f"jobs/{claim.job_id}/1/walk.webp"
-    )
+    walk_key = f"jobs/{claim.job_id}/1/walk.webp"
+    jobs.succeed(queue.database, jobs.Success(claim.job_id, 1, [image], timings={}, walk_key=walk_key))
     record = queue.get(claim.job_id)
     assert record.walk_key == f"jobs/{claim.job_id}/1/walk.webp"
     assert record.images == (image,)

@@ -15,7 +15,7 @@ from sqlalchemy import func, select, tuple_, update
 
 from darkroom import jobs
 from darkroom.db import Database, now
-from darkroom.jobs import ImageRecord, JobClass, NewJob
+from darkroom.jobs import ImageRecord, JobClass, NewJob, Success
 from darkroom.models import DeliveryState, JobEvent, WebhookCursor, WebhookDelivery
 from darkroom.params import GenerationParams
 from darkroom.stack.servers import wait_until
@@ -172,7 +172,7 @@ class Post:
         assert claim
         key = f"jobs/{claim.job_id}/1/0.png"
         image = ImageRecord(0, key, key, "image/png", 64, 64, num_bytes=9, seed=7, sha256="0" * 64)
-        jobs.succeed(self.database, claim.job_id, attempt=claim.attempt, images=[image], timings={})
+        jobs.succeed(self.database, Success(claim.job_id, claim.attempt, [image], timings={}))
         return claim.job_id
 
     def set(self, table: Any, where: Any, **values: Any) -> None:

@@ -55,6 +55,20 @@ def test_a_doorbell_wakes_a_worker_that_does_not_poll(
     place.until_state(JobState.SUCCEEDED, job_id)
 
 
+def test_nothing_of_a_doorbell_is_left_in_redis_once_it_is_heard(
+    place: Any, doorbell: Doorbell, until_listening: Callable[[int], None], valkey: Any
+) -> None:
+    place.start_worker(poll_seconds=0)
+    until_listening(1)
+    with valkey.client() as client:
+        client.config_resetstat()
+        job_id = place.submit()
+        doorbell.ring(job_id, model=MODEL)
+        place.until_state(JobState.SUCCEEDED, job_id)
+        assert {"cmdstat_zadd", "cmdstat_hset", "cmdstat_zrem", "cmdstat_hdel"}.isdisjoint(client.info("commandstats"))
+        assert not list(client.scan_iter("*unacked*"))
+
+
 def test_a_job_runs_once_whatever_happens_to_its_doorbell(place: Any, doorbell: Doorbell, valkey: Any) -> None:
     """Dropped, flushed, doubled a hundred times, forged: one worker bears all of it, on the poll."""
     worker = place.start_worker()

@@ -1,7 +1,7 @@
 """One claimed job, from the engine to its commit. The only place where a job's parameters become engine requests."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +12,7 @@ import structlog
 from darkroom import jobs
 from darkroom.db import Database
 from darkroom.errors import DatabaseUnavailable, StaleAttempt, StorageError
-from darkroom.jobs import Claim, ImageRecord
+from darkroom.jobs import Claim, ImageRecord, Success
 from darkroom.picture_metadata import embedded, parameters_of
 from darkroom.storage import Storage
 from darkroom_engine import (
@@ -30,6 +30,7 @@ from darkroom_worker.errors import OutputLost, WorkerError
 from darkroom_worker.inputs import Inputs, fetch_inputs
 from darkroom_worker.output import Outlet, wait_for
 from darkroom_worker.output_process import Stored
+from darkroom_worker.together import Together
 
 logger = structlog.get_logger(__name__)
 
@@ -150,6 +151,7 @@ class Developer:
         self._outlet = outlet
         self._database = database
         self._embeds_metadata = embeds_metadata
+        self._succeeding = Together(self._succeed_some)
 
     @property
     def tally(self) -> Tally:
@@ -216,18 +218,25 @@ class Developer:
         finally:
             for future in storing:
                 future.cancel()
-        succeed = partial(
-            jobs.succeed,
-            self._database,
+        success = Success(
             claim.job_id,
-            attempt=claim.attempt,
+            claim.attempt,
             images=[
                 _record(n, output, picture) for n, (output, picture) in enumerate(zip(outputs, stored, strict=True))
             ],
             timings=fetch_timings | _longest([output.timings for output in outputs]) | _longest(map(_timings, stored)),
             walk_key=walk_key,
         )
-        self._insist(held, succeed)
+        self._insist(held, partial(self._succeed, success))
+
+    def _succeed(self, success: Success) -> None:
+        """Commit it with what others have ready just now; alone, where that was in vain."""
+        if not self._succeeding.ask(success):
+            jobs.succeed(self._database, success)
+
+    def _succeed_some(self, successes: Sequence[Success]) -> list[bool]:
+        ended = jobs.succeed_some(self._database, successes)
+        return [success.job_id in ended for success in successes]
 
     def _store(self, held: Held, n: int, handle: Handle, storing: list[Future[Stored]]) -> Output:
         """Wait until a picture is developed, and have it stored while the next ones still develop."""

@@ -28,6 +28,12 @@ class Channel(redis.Channel):
         if self.is_open():
             super()._brpop_start(timeout)  # type: ignore[no-untyped-call]
 
+    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
+        """Say nothing: of a doorbell that was taken Redis knows no more."""
+
+    def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Say nothing, likewise."""
+
     def _brpop_read(self, **options: Any) -> Any:
         """Take a message. One that is none is dropped: kombu's error over it would end the worker."""
         try:

@@ -6,7 +6,7 @@ Every claim goes through `work_off`: on a doorbell, when a job ends, and on the 
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from darkroom.storage import Storage
 from darkroom_engine import EngineStopped, Tally
 from darkroom_worker.develop import FETCH, UPLOAD, Developer, Held
 from darkroom_worker.images import encode_preview
+from darkroom_worker.together import Together
 
 logger = structlog.get_logger(__name__)
 
@@ -87,7 +88,7 @@ class Worker:
         self._database = parts.database
         self._facts = parts.facts
         self._lock = threading.Lock()
-        self._claiming = threading.Lock()
+        self._claiming = Together(self._claim_some)
         self._held: dict[UUID, Held] = {}
         self._lines = Lines()
         self._saw_whole_line_at = 0.0
@@ -137,22 +138,23 @@ class Worker:
         with self._lock:
             return JobClass.BULK in self._room()
 
-    def _room(self) -> tuple[JobClass, ...]:
-        """The classes of which the worker would take another job now."""
+    def _room(self) -> Mapping[JobClass, int]:
+        """The classes of which the worker would take another job now, and how many of each."""
         if self._is_draining or self._is_resting or self._is_storage_away or self._is_engine_gone:
-            return ()
+            return {}
         if self._must_run_empty and self._held:
-            return ()
+            return {}
         if any(held.claim.is_solo for held in self._held.values()):
-            return ()
+            return {}
         claims = [held.claim for held in self._held.values() if not held.has_left]
         if len(self._held) - len(claims) > self._facts.slots:
-            return ()  # pictures leave more slowly than they are developed: more of them would only wait
+            return {}  # pictures leave more slowly than they are developed: more of them would only wait
         if len(claims) < self._facts.slots:
-            return tuple(JobClass)
+            return dict.fromkeys(JobClass, self._facts.slots - len(claims))
         # A bulk job makes way: the engine parks its requests while an interactive one's are developed.
         num_interactive = sum(claim.job_class == JobClass.INTERACTIVE for claim in claims)
-        return (JobClass.INTERACTIVE,) if num_interactive < self._facts.slots else ()
+        more = self._facts.slots - num_interactive
+        return {JobClass.INTERACTIVE: more} if more > 0 else {}
 
     def work_off(self) -> bool:
         """Claim and develop jobs until none is left for this worker. Returns whether there was room to look at all."""
@@ -192,36 +194,46 @@ class Worker:
             logger.exception("look_failed")  # nobody reads the future
 
     def _claim(self) -> Held | None:
-        with self._claiming:  # one at a time: a suspect must not find company while it is being claimed
-            with self._lock:
-                self._is_look_due = False
-                num_held, job_classes = len(self._held), self._room()
-            if not job_classes:
-                raise _NoRoomError
-            now = time.monotonic()
-            whole_line = now - self._saw_whole_line_at > WHOLE_LINE_SECONDS
-            if whole_line:
-                self._saw_whole_line_at = now
-            try:
-                claim = jobs.claim(
-                    self._database,
-                    worker_id=self._facts.id,
-                    models=self._facts.models,
-                    num_held=num_held,
-                    lease_seconds=self._settings.lease_seconds,
-                    lines=self._lines,
-                    whole_line=whole_line,
-                    job_classes=job_classes,
-                )
-            except DatabaseUnavailable as error:
-                logger.warning("claim_without_database", reason=str(error))
-                return None
-            except Exception:
-                logger.exception("claim_failed")
-                return None
-            if claim is None and JobClass.BULK not in job_classes:
-                raise _NoRoomError  # there may be bulk jobs, for others
-            return self._hold(claim) if claim else None
+        try:
+            return self._claiming.ask(None)
+        except DatabaseUnavailable as error:
+            logger.warning("claim_without_database", reason=str(error))
+        except _NoRoomError:
+            raise
+        except Exception:
+            logger.exception("claim_failed")
+        return None
+
+    def _claim_some(self, threads: Sequence[None]) -> Sequence[Held | None]:
+        """Claim a job for each of these threads that wants one, as far as there is room; None where none waits.
+
+        One group at a time: a suspect must not find company while it is being claimed.
+        """
+        with self._lock:
+            self._is_look_due = False
+            num_held, room = len(self._held), self._room()
+        if not room:
+            raise _NoRoomError
+        now = time.monotonic()
+        whole_line = now - self._saw_whole_line_at > WHOLE_LINE_SECONDS
+        if whole_line:
+            self._saw_whole_line_at = now
+        claims = jobs.claim_some(
+            self._database,
+            worker_id=self._facts.id,
+            models=self._facts.models,
+            num_held=num_held,
+            lease_seconds=self._settings.lease_seconds,
+            lines=self._lines,
+            whole_line=whole_line,
+            job_classes=tuple(room),
+            most=min(len(threads), *room.values()),
+        )
+        if claims:
+            return [self._hold(claim) for claim in claims]
+        if JobClass.BULK not in room:
+            raise _NoRoomError  # there may be bulk jobs, for others
+        return [None] * len(threads)
 
     def _hold(self, claim: Claim) -> Held:
         held = Held(claim, on_left=self._make_room)
@@ -385,8 +397,7 @@ class Worker:
         with self._lock:
             logger.info("worker_drains", worker=self._facts.id, num_jobs=len(self._held))
         give_up_at = time.monotonic() + self._settings.worker_grace_seconds
-        if self._claiming.acquire(timeout=self._settings.worker_grace_seconds):  # a claim under way is held afterwards
-            self._claiming.release()
+        self._claiming.settle(self._settings.worker_grace_seconds)  # a claim under way is held afterwards
         with self._lock:
             self._emptied.wait_for(lambda: not self._held, max(0.0, give_up_at - time.monotonic()))
             left = list(self._held.values())

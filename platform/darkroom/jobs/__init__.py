@@ -5,12 +5,24 @@ history in the same transaction. Knows no Redis, no storage, no HTTP: who commit
 """
 
 from darkroom.jobs.admission import admit, num_queued
-from darkroom.jobs.ending import NOBODY, cancel, cancel_batch, cancel_some, erase, erase_many, fail, requeue, succeed
+from darkroom.jobs.ending import (
+    NOBODY,
+    Success,
+    cancel,
+    cancel_batch,
+    cancel_some,
+    erase,
+    erase_many,
+    fail,
+    requeue,
+    succeed,
+    succeed_some,
+)
 from darkroom.jobs.inputs import UploadRecord, add_upload, due_uploads, expire_upload, forget_upload, get_upload
 from darkroom.jobs.lease import heartbeat, reserve_solo
 from darkroom.jobs.line import Lines
 from darkroom.jobs.pace import Done, LineRecord, latest_done, lines
-from darkroom.jobs.queue import Glimpse, claim, front_of_queue, glimpse, places, position
+from darkroom.jobs.queue import Glimpse, claim, claim_some, front_of_queue, glimpse, places, position
 from darkroom.jobs.reading import get, get_image, get_many, list_jobs, list_live, search
 from darkroom.jobs.records import MOST_COUNTED, BatchRecord, Claim, Ended, ImageRecord, JobRecord
 from darkroom.jobs.standing import (
@@ -63,6 +75,7 @@ __all__ = [
     "Lines",
     "NewJob",
     "Request",
+    "Success",
     "UploadRecord",
     "add_upload",
     "admit",
@@ -71,6 +84,7 @@ __all__ = [
     "cancel_batch",
     "cancel_some",
     "claim",
+    "claim_some",
     "cleaned",
     "count",
     "delete_ended",
@@ -118,4 +132,5 @@ __all__ = [
     "submit",
     "submit_batch",
     "succeed",
+    "succeed_some",
 ]

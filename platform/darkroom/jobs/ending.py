@@ -1,14 +1,15 @@
 """Ending a job, or putting it back: the transitions of the one who holds it, of its owner and of an operator."""
 
 import json
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import fields
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, NoReturn
 from uuid import UUID
 
 import structlog
 from sqlalchemy import (
+    ARRAY,
     JSON,
     Integer,
     String,
@@ -24,7 +25,6 @@ from sqlalchemy import (
     literal,
     select,
     text,
-    true,
     update,
 )
 from sqlalchemy.orm import Session
@@ -58,72 +58,115 @@ ERASING = (
 )
 
 
-def succeed(
-    database: Database,
-    job_id: UUID,
-    *,
-    attempt: int,
-    images: Iterable[ImageRecord],
-    timings: Mapping[str, float],
-    walk_key: str | None = None,
-) -> None:
+@dataclass(frozen=True)
+class Success:
+    """What a worker has made of a job that it holds."""
+
+    job_id: UUID
+    attempt: int
+    images: Sequence[ImageRecord]
+    timings: Mapping[str, float]
+    walk_key: str | None = None
+
+
+def succeed(database: Database, success: Success) -> None:
     """Make a job's pictures (and its walk) visible and end it. Raises StaleAttempt, and then nothing became visible."""
+    if not succeed_some(database, [success]):
+        _refuse(success.job_id, success.attempt, JobState.SUCCEEDED)
+
+
+def succeed_some(database: Database, successes: Sequence[Success]) -> frozenset[UUID]:
+    """Do so for several jobs in one transaction. Returns those that have ended by it.
+
+    The others are not held any more. Or, of several, somebody was just changing them: two who each wait for what the
+    other has locked would wait for ever, so a group waits for nobody, and whoever is left out is to try alone.
+    """
     if database.is_sqlite:
-        _succeed_on_sqlite(database, job_id, attempt, images, timings, walk_key)
+        ended = _succeed_on_sqlite(database, successes)
     else:
-        values = {
-            "held_id": job_id,
-            "held_attempt": attempt,
-            "new_images": json.dumps([vars(image) for image in images]),
-            "new_timings": json.dumps(dict(timings)),
-            "new_walk_key": walk_key,
+        statement = _succeeding(waits=len(successes) == 1)
+        ended = frozenset(job_id for (job_id,) in database.in_one_trip((statement, _values_of(successes))))
+        events.tell(database, ended)
+    for success in successes:
+        if success.job_id in ended:
+            logger.info("job_succeeded", job_id=str(success.job_id), attempt=success.attempt)
+    return ended
+
+
+def _values_of(successes: Sequence[Success]) -> dict[str, Any]:
+    """What `_succeeding` is executed with."""
+    held = [
+        {
+            "held_id": str(each.job_id),
+            "held_attempt": each.attempt,
+            "new_timings": dict(each.timings),
+            "new_walk_key": each.walk_key,
         }
-        if database.in_one_trip((_succeeding(), values)) is None:
-            _refuse(job_id, attempt, JobState.SUCCEEDED)
-        events.tell(database, [job_id])
-    logger.info("job_succeeded", job_id=str(job_id), attempt=attempt)
+        for each in successes
+    ]
+    images = [{"job_id": str(each.job_id), **vars(image)} for each in successes for image in each.images]
+    return {
+        "held_ids": [each.job_id for each in successes],
+        "held": json.dumps(held),
+        "new_images": json.dumps(images),
+    }
 
 
-def _succeed_on_sqlite(
-    database: Database,
-    job_id: UUID,
-    attempt: int,
-    images: Iterable[ImageRecord],
-    timings: Mapping[str, float],
-    walk_key: str | None,
-) -> None:
-    values = {"timings": dict(timings), "walk_key": walk_key, "cleanup_at": _cleanup_at(literal(attempt))}
+def _succeed_on_sqlite(database: Database, successes: Iterable[Success]) -> frozenset[UUID]:
+    ended: set[UUID] = set()
+    pictures: list[dict[str, Any]] = []
     with database.write() as session:
-        _end_if_held(session, job_id, attempt, JobState.SUCCEEDED, {"attempt": attempt}, **values)
-        session.execute(insert(Image), [{"job_id": job_id, **vars(image)} for image in images])
+        for each in successes:
+            guard = and_(RUNNING, Job.id == each.job_id, Job.attempt == each.attempt)
+            values = {
+                "timings": dict(each.timings),
+                "walk_key": each.walk_key,
+                "cleanup_at": _cleanup_at(literal(each.attempt)),
+            }
+            if move(session, guard, JobState.SUCCEEDED, {"attempt": each.attempt}, **values):
+                pictures += [{"job_id": each.job_id, **vars(image)} for image in each.images]
+                ended.add(each.job_id)
+        if pictures:
+            session.execute(insert(Image), pictures)
+    return frozenset(ended)
 
 
 @cache
-def _succeeding() -> Any:
-    """The same in one statement of PostgreSQL, built once: the job, its event and its pictures."""
+def _succeeding(*, waits: bool) -> Any:
+    """The same in one statement of PostgreSQL, built once: the jobs, their events and their pictures."""
     table, image = table_of(Job), table_of(Image)
-    attempt = bindparam("held_attempt", type_=Integer())
+    shapes = {"held_id": Uuid(), "held_attempt": Integer(), "new_timings": JSON(), "new_walk_key": String()}
+    given: Any = _rows_of("held", shapes)
+    held_ids: Any = bindparam("held_ids", type_=ARRAY(Uuid()))
+    if not waits:
+        free = select(table.c.id).where(table.c.id == func.any(held_ids), RUNNING).with_for_update(skip_locked=True)
+        held_ids = func.array(free.scalar_subquery())
+    is_held = and_(RUNNING, table.c.id == given.c.held_id, table.c.attempt == given.c.held_attempt)
     moved: Any = (
         update(table)
-        .where(RUNNING, table.c.id == bindparam("held_id", type_=Uuid()), table.c.attempt == attempt)
+        .where(table.c.id == func.any(held_ids), is_held)
         .values(
             **_moving(JobState.SUCCEEDED),
-            timings=cast(bindparam("new_timings", type_=Text()), JSON()),
-            walk_key=bindparam("new_walk_key", type_=String()),
-            cleanup_at=_cleanup_at(attempt),
+            timings=given.c.new_timings,
+            walk_key=given.c.new_walk_key,
+            cleanup_at=_cleanup_at(table.c.attempt),
         )
-        .returning(table.c.id, table.c.event_seq)
+        .returning(table.c.id, table.c.event_seq, table.c.attempt)
         .cte("moved")
     )
-    event = events.lines_of(moved, type=JobState.SUCCEEDED, payload=func.json_build_object("attempt", attempt))
+    event = events.lines_of(moved, type=JobState.SUCCEEDED, payload=func.json_build_object("attempt", moved.c.attempt))
     names = [each.name for each in fields(ImageRecord)]
-    shapes: Any = [column(name, image.c[name].type) for name in names]
-    found = func.json_to_recordset(cast(bindparam("new_images", type_=Text()), JSON())).table_valued(*shapes)
-    rows = found.render_derived(name="stored", with_types=True)
-    pictures = insert(image).from_select(
-        ["job_id", *names], select(moved.c.id, *(rows.c[name] for name in names)).join_from(moved, rows, true())
-    )
+    rows = _rows_of("new_images", {"job_id": Uuid(), **{name: image.c[name].type for name in names}})
+    stored = select(moved.c.id, *(rows.c[name] for name in names)).join_from(moved, rows, rows.c.job_id == moved.c.id)
+    pictures = insert(image).from_select(["job_id", *names], stored)
     return select(moved.c.id).add_cte(event.cte("event"), pictures.cte("pictures"))
+
+
+def _rows_of(name: str, shapes: Mapping[str, Any]) -> Any:
+    """A list of objects, given as JSON text, as PostgreSQL's rows."""
+    columns: Any = [column(each, kind) for each, kind in shapes.items()]
+    found = func.json_to_recordset(cast(bindparam(name, type_=Text()), JSON())).table_valued(*columns)
+    return found.render_derived(name=f"{name}_rows", with_types=True)
 
 
 def _cleanup_at(attempt: ColumnElement[int]) -> Any:

@@ -12,6 +12,7 @@ from sqlalchemy import (
     ARRAY,
     Float,
     Integer,
+    Select,
     String,
     Uuid,
     and_,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     cast,
     exists,
     func,
+    literal_column,
     null,
     select,
     tuple_,
@@ -40,6 +42,9 @@ from darkroom.params import GenerationParams
 
 logger = structlog.get_logger(__name__)
 
+# What of a claimed row is wanted.
+CLAIMED = ("id", "owner", "model", "job_class", "params", "attempt", "is_solo", "start_tag", "event_seq")
+NO_IDS: Any = literal_column("'{}'::uuid[]")
 # A worker that claims another job holds none alone any more.
 COMPANY: Any = (
     update(table_of(Job)).where(RUNNING, Job.worker_id == bindparam("worker", type_=String()), Job.is_alone)
@@ -72,14 +77,42 @@ def claim(
     whole_line: bool = False,
     job_classes: Iterable[JobClass] = tuple(JobClass),
 ) -> Claim | None:
-    """Take the front job of these models: by class, then start tag, then id. Several models take turns.
+    """Take the front job of these models, as `claim_some` does."""
+    claimed = claim_some(
+        database,
+        worker_id=worker_id,
+        models=models,
+        num_held=num_held,
+        lease_seconds=lease_seconds,
+        lines=lines,
+        whole_line=whole_line,
+        job_classes=job_classes,
+    )
+    return claimed[0] if claimed else None
 
-    `num_held` is how many jobs the worker already runs. A suspect goes only to a worker that runs none, and before all
-    else to the one that ran empty for it. `whole_line` looks at the whole line, not from where the worker remembers it
-    to begin. A job whose parameters this version cannot read is failed, so that it does not block its line.
+
+def claim_some(
+    database: Database,
+    *,
+    worker_id: str,
+    models: Iterable[str],
+    num_held: int,
+    lease_seconds: float,
+    lines: Lines,
+    whole_line: bool = False,
+    job_classes: Iterable[JobClass] = tuple(JobClass),
+    most: int = 1,
+) -> list[Claim]:
+    """Take up to so many jobs from the front of a line: by class, then start tag, then id. Several models take turns.
+
+    `num_held` is how many jobs the worker already runs; one that runs none takes a single job, which may be a suspect.
+    A suspect goes only to such a worker, and before all else to the one that ran empty for it. `whole_line` looks at
+    the whole line, not from where the worker remembers it to begin. A job whose parameters this version cannot read is
+    failed, so that it does not block its line.
     """
     models, job_classes = tuple(models), tuple(job_classes)
-    for model in _by_turn(database, models, lines):
+    turns = _by_turn(database, models, lines)
+    for model in turns:
         looks = []
         for job_class in job_classes:
             begins_at = -1.0 if whole_line else lines.of(model, job_class).begins_at
@@ -92,14 +125,16 @@ def claim(
             "lease_seconds": lease_seconds,
             "this_model": model,
             "all_models": list(models),
+            "most": most if num_held and len(turns) == 1 else 1,
             **fronts,
         }
         while found := _claim_first(database, values, num_looks=len(looks), is_empty=num_held == 0):
-            lines.passed(found.model, found.job_class, found.start_tag)
-            if claimed := _read(database, found):
+            for each in found:
+                lines.passed(each.model, each.job_class, each.start_tag)
+            if claimed := [claim for each in found if (claim := _read(database, each))]:
                 return claimed
         lines.forget(model)
-    return None
+    return []
 
 
 def _by_turn(database: Database, models: tuple[str, ...], lines: Lines) -> tuple[str, ...]:
@@ -107,44 +142,48 @@ def _by_turn(database: Database, models: tuple[str, ...], lines: Lines) -> tuple
     if len(models) < 2:
         return models
     with database.read() as session:
-        fronts = [(model, session.execute(_front(model)).one_or_none()) for model in models]
+        fronts = [(model, session.execute(_front_of(model)).one_or_none()) for model in models]
     waiting = [(front.job_class, lines.turn_of(model), front.queued_at, model) for model, front in fronts if front]
     return tuple(model for *_, model in sorted(waiting))
 
 
-def _front(model: str) -> Any:
+def _front_of(model: str) -> Any:
     columns = (Job.job_class, Job.queued_at)
     return select(*columns).where(QUEUED, Job.model == model).order_by(Job.job_class, Job.start_tag, Job.id).limit(1)
 
 
-def _claim_first(database: Database, values: Mapping[str, Any], *, num_looks: int, is_empty: bool) -> _Found | None:
+def _claim_first(database: Database, values: Mapping[str, Any], *, num_looks: int, is_empty: bool) -> list[_Found]:
     """Claim what the first look that finds something finds; the databases do not even begin the looks after it."""
     if database.is_sqlite:
-        row = _claim_on_sqlite(database, values, num_looks=num_looks, is_empty=is_empty)
+        rows = _claim_on_sqlite(database, values, num_looks=num_looks, is_empty=is_empty)
     else:
-        row = database.in_one_trip((_claiming_and_telling(num_looks=num_looks, is_empty=is_empty), values))
-    if row is None:
-        return None
-    job_id, owner, model, job_class, params, attempt, is_solo, start_tag, _, seconds_left = row
-    if not database.is_sqlite:
-        events.tell(database, [job_id])
-    found = _Found(job_id, owner, model, JobClass(job_class), params, attempt, is_solo, float(seconds_left), start_tag)
-    logger.info("job_claimed", job_id=str(found.job_id), attempt=found.attempt, worker=values["worker"])
+        rows = database.in_one_trip((_claiming_and_telling(num_looks=num_looks, is_empty=is_empty), values))
+        events.tell(database, [row[0] for row in rows])
+    found = sorted((_found(*row) for row in rows), key=lambda each: (each.job_class, each.start_tag, each.job_id))
+    for each in found:
+        logger.info("job_claimed", job_id=str(each.job_id), attempt=each.attempt, worker=values["worker"])
     return found
 
 
-def _claim_on_sqlite(database: Database, values: Mapping[str, Any], *, num_looks: int, is_empty: bool) -> Any:
+def _found(job_id: UUID, owner: str, model: str, job_class: int, *rest: Any) -> _Found:
+    """A row of CLAIMED, and behind it the seconds that are left."""
+    params, attempt, is_solo, start_tag, _, seconds_left = rest
+    return _Found(job_id, owner, model, JobClass(job_class), params, attempt, is_solo, float(seconds_left), start_tag)
+
+
+def _claim_on_sqlite(database: Database, values: Mapping[str, Any], *, num_looks: int, is_empty: bool) -> list[Any]:
+    """One after another, in one transaction: SQLite has one writer at a time, and each commit goes to the disk."""
+    rows: list[Any] = []
     with database.write() as session:
         connection = session.connection()
         claiming = _claiming(num_looks=num_looks, is_empty=is_empty, is_postgresql=False)
-        row = connection.execute(claiming, values).one_or_none()
-        if row is None:
-            return None
-        if not is_empty:
+        while len(rows) < values["most"] and (row := connection.execute(claiming, values).one_or_none()):
+            rows.append(row)
+            payload = {"attempt": row.attempt, "worker": values["worker"]}
+            events.append(session, row.id, seq=row.event_seq, type=JobState.RUNNING, payload=payload)
+        if rows and not is_empty:
             connection.execute(COMPANY, {"worker": values["worker"]})
-        payload = {"attempt": row.attempt, "worker": values["worker"]}
-        events.append(session, row.id, seq=row.event_seq, type=JobState.RUNNING, payload=payload)
-    return row
+    return rows
 
 
 @cache
@@ -165,14 +204,21 @@ def _claiming(*, num_looks: int, is_empty: bool, is_postgresql: bool) -> Any:
 
     The look has locked the job as queued. Saying so again would offer the planner the index of the whole queue.
     """
-    looks = [_front_id(n, is_empty=is_empty) for n in range(num_looks)]
-    if is_empty:
-        looks = [_reserved(is_postgresql=is_postgresql), *looks]
+    fronts = [_front(n, is_empty=is_empty) for n in range(num_looks)]
     table: Any = Job.__table__
-    columns = ("id", "owner", "model", "job_class", "params", "attempt", "is_solo", "start_tag", "event_seq")
+    is_first: Any
+    if is_empty:
+        looks = [_reserved(is_postgresql=is_postgresql), *(front.limit(1).scalar_subquery() for front in fronts)]
+        is_first = table.c.id == func.coalesce(*looks, null())
+    elif is_postgresql:
+        most = bindparam("most", type_=Integer())
+        some = [func.nullif(func.array(front.limit(most).scalar_subquery()), NO_IDS) for front in fronts]
+        is_first = table.c.id == func.any(func.coalesce(*some, NO_IDS))
+    else:
+        is_first = table.c.id == func.coalesce(*(front.limit(1).scalar_subquery() for front in fronts), null())
     return (
         update(table)
-        .where(table.c.id == func.coalesce(*looks, null()), table.c.lease_expires_at.is_(None))
+        .where(is_first, table.c.lease_expires_at.is_(None))
         .values(
             state=JobState.RUNNING,
             attempt=table.c.attempt + 1,
@@ -184,7 +230,7 @@ def _claiming(*, num_looks: int, is_empty: bool, is_postgresql: bool) -> Any:
             solo_reserved_until=None,
             event_seq=table.c.event_seq + 1,
         )
-        .returning(*(table.c[name] for name in columns), _seconds_left(is_postgresql=is_postgresql))
+        .returning(*(table.c[name] for name in CLAIMED), _seconds_left(is_postgresql=is_postgresql))
     )
 
 
@@ -207,7 +253,7 @@ def _read(database: Database, found: _Found) -> Claim | None:
     )
 
 
-def _front_id(n: int, *, is_empty: bool) -> ScalarSelect[UUID]:
+def _front(n: int, *, is_empty: bool) -> Select[Any]:
     job_class, start_tag = bindparam(f"class_{n}", type_=Integer()), bindparam(f"tag_{n}", type_=Float())
     mine = (
         Job.model == bindparam("this_model", type_=String()),
@@ -217,7 +263,7 @@ def _front_id(n: int, *, is_empty: bool) -> ScalarSelect[UUID]:
     front = select(Job.id).where(QUEUED, *mine)
     if not is_empty:
         front = front.where(~Job.is_solo)
-    return front.order_by(Job.start_tag, Job.id).limit(1).with_for_update(skip_locked=True).scalar_subquery()
+    return front.order_by(Job.start_tag, Job.id).with_for_update(skip_locked=True)
 
 
 def _reserved(*, is_postgresql: bool) -> ScalarSelect[UUID]:
@@ -299,7 +345,7 @@ def glimpse(database: Database, job_id: UUID, *, owner: str) -> Glimpse:
         with database.look() as connection:
             found = connection.execute(_GLIMPSE, values).one_or_none()
     else:
-        found = database.in_one_trip((_GLIMPSE, values))
+        found = next(iter(database.in_one_trip((_GLIMPSE, values))), None)
     if found is None:
         raise JobNotFound(job_id)
     event_seq, state, position = found

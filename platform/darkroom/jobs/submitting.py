@@ -136,12 +136,12 @@ def submit(
 def _submit_in_one_trip(database: Database, values: Mapping[str, Any]) -> Any:
     """Submit where nothing is to be asked before: whether the intake is open is asked by the statement itself."""
     line = {"line": _line(values["owner"], values["model"], JobClass(values["job_class"]))}
-    row = database.in_one_trip((HOLD, line), (_insertion(is_postgresql=True), values))
-    if row is None:
+    rows = database.in_one_trip((HOLD, line), (_insertion(is_postgresql=True), values))
+    if not rows:
         with database.read() as session:
             _refuse(session)
     events.tell(database, [values["id"]])
-    return row
+    return rows[0]
 
 
 def submit_batch(

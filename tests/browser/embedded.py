@@ -17,9 +17,10 @@ from uuid import uuid4
 import httpx
 import psutil
 
-from darkroom import fleet, intake, keys
+from darkroom import fleet, intake, jobs, keys
 from darkroom.client import Darkroom, Job
 from darkroom.db import Database
+from darkroom.jobs import Lines
 from darkroom.stack.leash import held_by, leashed
 from darkroom.stack.servers import answers_http, free_port, wait_until
 
@@ -30,8 +31,10 @@ PATIENCE_SECONDS = 60
 
 QUICK_MODEL = "darkroom-seeded"
 SLOW_MODEL = "slow-seeded"
-# Beside the model that ships, one whose jobs take long enough to be watched, reloaded and called off.
+# Beside the models that ship, one whose jobs take long enough to be watched, reloaded and called off.
 CATALOG = f"""
+default = "{QUICK_MODEL}"
+
 [models.{SLOW_MODEL}]
 title = "Slow seeded weights"
 description = "As small and as abstract as the other, with more to do."
@@ -192,6 +195,14 @@ class EmbeddedStack:
         wait_until(
             lambda: answers_http(self.port, "/healthz"), seconds=PATIENCE_SECONDS, refusal=lambda: "no web answers"
         )
+
+    def fail_front(self) -> None:
+        """Do to the front job of the slow model what a worker does that has run out of memory."""
+        held = {"worker_id": "by-hand", "num_held": 0, "lease_seconds": 600.0, "lines": Lines()}
+        claim = jobs.claim(self.database, models=[SLOW_MODEL], **held)
+        assert claim
+        reason = {"code": "out_of_memory", "message": "The device ran out of memory."}
+        jobs.fail(self.database, claim.job_id, attempt=claim.attempt, **reason)
 
     def restore(self) -> None:
         """Undo what a test has done to everybody: a frozen or draining worker, a paused intake."""

@@ -1,22 +1,24 @@
-"""Every page, for everybody: in both themes, on a narrow screen, by keyboard alone, without JavaScript, heard aloud.
+"""Every page, for everybody: in both themes, on a narrow screen, at rest, by keyboard alone, without JavaScript.
 
-A page that is added to the header is looked at here too, or a test fails. What else a page does is tested in its own
-file.
+A page that is added is looked at here too, or a test fails. What else a page does is tested in its own file.
 """
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
 
-from darkroom.web.pages import PLACES
+from darkroom import intake, keys
+from darkroom.config import load_settings
+from darkroom.web import create_app, login
+from darkroom.web.pages import BLUEPRINTS, PLACES
 
 THEMES = ("light", "dark")
 NARROW = {"width": 360, "height": 740}
-SERIOUS = {"serious", "critical"}
 MOST_TABS = 80
 
 # What reaches beyond the window, where that can be scrolled to.
@@ -41,6 +43,13 @@ UNSEEN_FOCUS = """() => {
   }
   return found;
 }"""
+# What would move by itself, or as it changes, though who looks has asked for rest.
+RESTLESS = """() => {
+  const moves = ({animationName, transitionDuration}) => animationName !== "none" || /[1-9]/.test(transitionDuration);
+  const found = [...document.querySelectorAll("*")].filter((element) =>
+    [null, "::before", "::after"].some((part) => moves(getComputedStyle(element, part))));
+  return found.map((element) => element.outerHTML.slice(0, 120));
+}"""
 
 Look = Callable[[Page, Any, Any], None]
 
@@ -48,6 +57,15 @@ Look = Callable[[Page, Any, Any], None]
 def see_form(page: Page, person: Any, stack: Any) -> None:
     person.develop("a boat for the strip of recent jobs")
     page.goto("/")
+
+
+def see_refused_form(page: Page, person: Any, stack: Any) -> None:
+    page.goto("/")
+    page.locator("#prompt").fill("a boat")
+    page.locator("#num_inference_steps").fill("9999")
+    page.evaluate("document.getElementById('enlarger').noValidate = true")
+    page.locator("#prompt").press("Control+Enter")
+    expect(page.locator("#num_inference_steps-refused")).to_be_visible()
 
 
 def see_queued_job(page: Page, person: Any, stack: Any) -> None:
@@ -72,6 +90,14 @@ def see_canceled_job(page: Page, person: Any, stack: Any) -> None:
     page.goto(f"/jobs/{job.id}")
 
 
+def see_failed_job(page: Page, person: Any, stack: Any) -> None:
+    stack.worker.freeze()
+    job = person.submit_slow()
+    stack.fail_front()
+    page.goto(f"/jobs/{job.id}")
+    expect(page.locator("#job.failed")).to_be_visible()
+
+
 def see_gallery(page: Page, person: Any, stack: Any) -> None:
     for prompt in ("a red house", "two boats"):
         person.develop(prompt)
@@ -80,6 +106,27 @@ def see_gallery(page: Page, person: Any, stack: Any) -> None:
 
 def see_empty_gallery(page: Page, person: Any, stack: Any) -> None:
     page.goto("/gallery")
+
+
+def see_one_large(page: Page, person: Any, stack: Any) -> None:
+    see_gallery(page, person, stack)
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog", name="Picture")).to_be_visible()
+    page.locator("#large").evaluate("picture => picture.decode()")
+
+
+def see_question(page: Page, person: Any, stack: Any) -> None:
+    see_gallery(page, person, stack)
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Delete")
+    expect(page.get_by_role("dialog", name="Delete this picture?")).to_be_visible()
+
+
+def see_question_alone(page: Page, person: Any, stack: Any) -> None:
+    see_gallery(page, person, stack)
+    page.locator(".pick input").first.evaluate("box => (box.checked = true, box.form.submit())")  # as without scripts
+    expect(page.get_by_role("heading", level=1)).to_have_text("Delete this picture?")
 
 
 def see_compare(page: Page, person: Any, stack: Any) -> None:
@@ -106,14 +153,60 @@ def see_queue(page: Page, person: Any, stack: Any) -> None:
     page.goto("/queue")
 
 
+def see_everybodys_queue(page: Page, person: Any, stack: Any) -> None:
+    stack.worker.freeze()
+    person.submit("a red house")
+    page.goto("/queue/all")
+
+
 def see_admin(page: Page, person: Any, stack: Any) -> None:
     person.develop()
     page.goto("/admin")
 
 
+def see_admin_paused(page: Page, person: Any, stack: Any) -> None:
+    intake.pause(stack.database, reason="new disks", paused_by=person.owner)
+    page.goto("/admin")
+    expect(page.get_by_role("heading", name="The intake is paused")).to_be_visible()
+
+
+def see_admin_job(page: Page, person: Any, stack: Any) -> None:
+    see_running_job(page, person, stack)
+    page.goto(page.url.replace("/jobs/", "/admin/jobs/"))
+    expect(page.get_by_role("button", name="Put it back")).to_be_visible()
+
+
+def see_keys(page: Page, person: Any, stack: Any) -> None:
+    page.goto("/admin/keys")
+
+
+def see_refused_key(page: Page, person: Any, stack: Any) -> None:
+    page.goto("/admin/keys")
+    page.get_by_label("Name").fill(f"{person.owner}-guest")
+    page.get_by_label("Weight").fill("much")
+    page.get_by_role("button", name="Make it").click()
+    expect(page.locator("#weight-refused")).to_be_visible()
+
+
+def see_made_key(page: Page, person: Any, stack: Any) -> None:
+    page.goto("/admin/keys")
+    page.get_by_label("Name").fill(f"{person.owner}-guest")
+    page.get_by_role("button", name="Make it").click()
+    expect(page.locator(".secret")).to_be_visible()
+
+
+def see_key(page: Page, person: Any, stack: Any) -> None:
+    [key] = [key for key in keys.list_keys(stack.database) if key.owner == person.owner]
+    page.goto(f"/admin/keys/{key.id}")
+    page.get_by_text("Revoke it").click()
+
+
 def see_login(page: Page, person: Any, stack: Any) -> None:
     page.context.clear_cookies()
     page.goto("/login")
+    page.locator("#key").fill("dk_nobody")
+    page.get_by_role("button", name="Log in").click()
+    expect(page.locator("#key-refused")).to_be_visible()
 
 
 def see_api(page: Page, person: Any, stack: Any) -> None:
@@ -130,43 +223,63 @@ def see_keyboard_dialog(page: Page, person: Any, stack: Any) -> None:
     expect(page.get_by_role("dialog")).to_be_visible()
 
 
-LOOKS: dict[str, Look] = {
-    "form": see_form,
-    "job-queued": see_queued_job,
-    "job-running": see_running_job,
-    "job-finished": see_finished_job,
-    "job-canceled": see_canceled_job,
-    "gallery": see_gallery,
-    "gallery-empty": see_empty_gallery,
-    "compare": see_compare,
-    "comparison": see_comparison,
-    "shared": see_shared,
-    "queue": see_queue,
-    "admin": see_admin,
-    "login": see_login,
-    "api": see_api,
-    "error": see_error,
-    "keyboard": see_keyboard_dialog,
+# Each look, and whose page it is of.
+LOOKS: dict[str, tuple[Look, str]] = {
+    "form": (see_form, "form.show"),
+    "form-refused": (see_refused_form, "form.show"),
+    "job-queued": (see_queued_job, "job.show"),
+    "job-running": (see_running_job, "job.show"),
+    "job-finished": (see_finished_job, "job.show"),
+    "job-canceled": (see_canceled_job, "job.show"),
+    "job-failed": (see_failed_job, "job.show"),
+    "gallery": (see_gallery, "gallery.show"),
+    "gallery-empty": (see_empty_gallery, "gallery.show"),
+    "gallery-large": (see_one_large, "gallery.show"),
+    "gallery-delete": (see_question, "gallery.show"),
+    "gallery-delete-page": (see_question_alone, "gallery.delete"),
+    "compare": (see_compare, "compare.show"),
+    "comparison": (see_comparison, "compare.show_batch"),
+    "shared": (see_shared, "shared.show"),
+    "queue": (see_queue, "queue.show"),
+    "queue-all": (see_everybodys_queue, "queue.show_all"),
+    "admin": (see_admin, "admin.show"),
+    "admin-paused": (see_admin_paused, "admin.show"),
+    "admin-job": (see_admin_job, "admin.show_job"),
+    "admin-keys": (see_keys, "keys.show"),
+    "admin-keys-refused": (see_refused_key, "keys.create"),
+    "admin-key-made": (see_made_key, "keys.create"),
+    "admin-key": (see_key, "keys.show_key"),
+    "login": (see_login, "login.show_login"),
+    "api": (see_api, "document.show_docs"),
+    "error": (see_error, "job.show"),
+    "keyboard": (see_keyboard_dialog, "gallery.show"),
+}
+REFUSED_WITH = {"form-refused": "422", "admin-keys-refused": "422", "login": "401", "error": "404"}
+# What is asked for and is no page of its own: pieces of one, pictures, a document. Streams are told by their names.
+PIECES = {
+    "admin.show_live",
+    "document.show_document",
+    "form.estimate",
+    "form.show_upload",
+    "job.convert",
+    "shared.show_picture",
 }
 
 
 @pytest.fixture(params=LOOKS)
 def look(request: pytest.FixtureRequest, page: Page, person: Any, stack: Any, faults: Any) -> str:
     """The name of each page in turn, which lies open."""
-    if request.param == "error":
-        faults.forgive("404")
-    LOOKS[request.param](page, person, stack)
+    if request.param in REFUSED_WITH:
+        faults.forgive(REFUSED_WITH[request.param])
+    see, _ = LOOKS[request.param]
+    see(page, person, stack)
     return str(request.param)
 
 
-def serious_findings(page: Page) -> list[str]:
-    """What axe calls serious or worse, each with the elements that it means."""
+def findings_of_axe(page: Page) -> list[str]:
+    """What axe finds, however serious it calls it, each with the elements that it means."""
     found = Axe().run(page).response["violations"]
-    return [
-        f"{one['id']}: {one['help']}: {[node['target'] for node in one['nodes']]}"
-        for one in found
-        if one["impact"] in SERIOUS
-    ]
+    return [f"{one['id']}: {one['help']}: {[node['target'] for node in one['nodes']]}" for one in found]
 
 
 def tab_to(page: Page, target: Locator) -> None:
@@ -178,12 +291,12 @@ def tab_to(page: Page, target: Locator) -> None:
     raise AssertionError(f"Tab never reaches {target}")
 
 
-def test_page_is_fit_for_everybody_in_both_themes_and_on_a_narrow_screen(look, page, shoot):
+def test_page_is_fit_for_everybody_in_both_themes_and_on_a_narrow_screen_and_at_rest(look, page, shoot):
     found = {}
     wide = page.viewport_size
     for theme in THEMES:
         page.emulate_media(color_scheme=theme)
-        if findings := serious_findings(page):
+        if findings := findings_of_axe(page):
             found[theme] = findings
     page.set_viewport_size(NARROW)
     if beyond := page.evaluate(TOO_WIDE):
@@ -193,13 +306,16 @@ def test_page_is_fit_for_everybody_in_both_themes_and_on_a_narrow_screen(look, p
     page.keyboard.press("Shift")  # from now on the focus is the keyboard's
     if unseen := page.evaluate(UNSEEN_FOCUS):
         found["focus that cannot be seen"] = unseen
+    page.emulate_media(reduced_motion="reduce")
+    if restless := page.evaluate(RESTLESS):
+        found["moves by itself"] = restless
     assert not found
 
 
 def test_what_is_not_fit_is_found(page):
     page.goto("/login")
     page.evaluate("document.querySelector('label[for=key]').remove()")
-    assert [finding for finding in serious_findings(page) if finding.startswith("label:")]
+    assert [finding for finding in findings_of_axe(page) if finding.startswith("label:")]
     page.keyboard.press("Shift")
     assert page.evaluate(UNSEEN_FOCUS) == []
     page.evaluate("document.getElementById('key').style.outline = 'none'")
@@ -207,14 +323,25 @@ def test_what_is_not_fit_is_found(page):
     assert page.evaluate(TOO_WIDE) == []
     page.evaluate("document.querySelector('h1').style.width = '200rem'")
     assert page.evaluate(TOO_WIDE)
+    assert page.evaluate(RESTLESS) == []
+    page.evaluate("document.querySelector('h1').style.transition = 'color 1s'")
+    assert page.evaluate(RESTLESS)
 
 
-def test_every_place_of_the_header_is_looked_at(page):
+def test_every_page_is_looked_at(tmp_path: Path) -> None:
+    app = create_app(load_settings(home=tmp_path), with_background=False)
+    of_pages = {*(blueprint.name for blueprint in (*BLUEPRINTS, login.blueprint)), "document"}
+    asked = {rule.endpoint for rule in app.url_map.iter_rules() if rule.methods and "GET" in rule.methods}
+    pages = {name for name in asked if name.split(".")[0] in of_pages and ".follow" not in name}
+    app.extensions["darkroom"].database.dispose()
+    assert {place.endpoint for place in PLACES} <= pages
+    assert pages - PIECES <= {endpoint for _, endpoint in LOOKS.values()}
+
+
+def test_header_leads_operators_to_every_place(page):
     page.goto("/")
     places = page.get_by_role("navigation", name="Pages").get_by_role("link")
-    assert places.count() == len(PLACES)
-    for endpoint in (place.endpoint for place in PLACES):
-        assert any(name.startswith(endpoint.split(".")[0]) for name in LOOKS), endpoint
+    assert places.all_inner_texts() == [place.title for place in PLACES]
 
 
 def test_job_is_submitted_followed_and_seen_without_javascript(plain_page):

@@ -43,6 +43,31 @@ def test_page_of_a_job_costs_one_stream_and_never_asks_twice(page, person):
     assert f"/api/v1/jobs/{job.id}" not in asked
 
 
+def animations_of(page):
+    """What the browser moves by itself from now on, in the parts of its own controls too."""
+    found = []
+    session = page.context.new_cdp_session(page)
+    session.on("Animation.animationStarted", lambda event: found.append(event["animation"]["name"]))
+    session.send("Animation.enable")
+    return found
+
+
+def test_nothing_but_the_picture_moves_for_who_wants_rest(open_page, person, stack):
+    pages = {motion: open_page(reduced_motion=motion) for motion in ("reduce", "no-preference")}
+    moved = {motion: animations_of(page) for motion, page in pages.items()}
+    stack.worker.freeze()
+    job = person.submit_slow(num_inference_steps=20)
+    for page in pages.values():
+        page.goto(f"/jobs/{job.id}")
+        expect(page.locator("#standing .lead")).to_contain_text("line")
+    stack.worker.go_on()
+    for page in pages.values():
+        expect(page.locator("#job.succeeded")).to_be_visible()
+    assert moved["reduce"] == []
+    # Who has said nothing sees the empty frame glow and the bar grow.
+    assert {"tray", "width"} <= set(moved["no-preference"])
+
+
 def test_nothing_moves_and_nothing_chatters_while_a_picture_develops(page, person, stack):
     page.add_init_script(NOTE_SHIFTS)
     stack.worker.freeze()

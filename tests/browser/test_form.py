@@ -4,6 +4,7 @@ import base64
 import re
 from typing import Any
 
+from embedded import until
 from playwright.sync_api import Page, expect
 
 from darkroom import intake
@@ -83,6 +84,22 @@ def test_form_stays_open_while_its_jobs_develop_in_the_strip(page: Page, person:
     expect(page.get_by_text("a red house by the sea at sunset")).to_be_visible()
     submit_by_keys(page)
     expect(page.locator("#strip li").first.locator("img")).to_have_attribute("src", re.compile("variant=thumb"))
+
+
+def test_next_job_is_asked_for_while_the_last_is_on_its_way(page: Page, person: Any) -> None:
+    held: list[Any] = []
+    page.route("**/", lambda route: held.append(route) if route.request.method == "POST" else route.continue_())
+    page.goto("/")
+    for prompt in ("a boat", "a house"):
+        page.locator("#prompt").fill(prompt)
+        submit_by_keys(page)
+        expect(page.locator("#prompt")).to_be_editable()
+    expect(page.locator("#strip li")).to_have_count(0)
+    for n in range(2):
+        until(lambda n=n: page.evaluate("true") and len(held) > n, "it is sent")
+        held[n].continue_()
+    expect(page.locator("#strip li")).to_have_count(2)
+    assert {job.params["prompt"] for job in person.client.jobs()} == {"a boat", "a house"}
 
 
 def test_what_was_typed_survives_a_reload_and_the_page_does_not_jump(page: Page) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from chromium import NARROW, WIDE
 from playwright.sync_api import Page, expect
 from sqlalchemy import insert, select
 from uuid_utils.compat import uuid7
@@ -40,6 +41,12 @@ def test_keys_lead_from_picture_to_picture_and_to_each_one_large(page: Page, hun
     expect(at(page, hung[0])).to_be_focused()
     page.keyboard.press("End")
     expect(at(page, hung[2], 1)).to_be_focused()
+    page.set_viewport_size(NARROW)  # two beside each other
+    page.keyboard.press("ArrowUp")
+    expect(at(page, hung[1])).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    expect(at(page, hung[2], 1)).to_be_focused()
+    page.set_viewport_size(WIDE)
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Enter")
     light = page.get_by_role("dialog", name="Picture")

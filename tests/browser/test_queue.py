@@ -3,26 +3,13 @@
 from typing import Any
 
 import pytest
-from embedded import SLOW_MODEL
 from playwright.sync_api import Page, expect
 
-from darkroom import jobs
-from darkroom.db import Database
-from darkroom.jobs import Lines
 from darkroom.web.board import PAGE
 
 
 def line(page: Page, job_id: object) -> Any:
     return page.locator(f"#job-{job_id}")
-
-
-def fail_front(database: Database) -> None:
-    """Do to the front job what a worker does that has run out of memory."""
-    held = {"worker_id": "by-hand", "num_held": 0, "lease_seconds": 600.0, "lines": Lines()}
-    claim = jobs.claim(database, models=[SLOW_MODEL], **held)
-    assert claim
-    reason = {"code": "out_of_memory", "message": "The device ran out of memory."}
-    jobs.fail(database, claim.job_id, attempt=claim.attempt, **reason)
 
 
 def test_queue_is_live_over_one_stream_and_its_buttons_stay_on_the_page(
@@ -105,7 +92,7 @@ def test_what_failed_is_retried_from_the_page(page: Page, stack: Any, person: An
     stack.worker.freeze()
     failed = [person.submit_slow(f"a tower of glass, no {n}") for n in range(2)]
     for _ in failed:
-        fail_front(stack.database)
+        stack.fail_front()
     page.goto("/queue?state=failed")
     expect(line(page, failed[0].id)).to_contain_text("The device ran out of memory.")
     shoot(page, "queue-failed")

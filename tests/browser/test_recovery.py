@@ -2,7 +2,7 @@
 
 import re
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 DEVELOPED = re.compile("Developed")
 STEPS = re.compile(r"Step \d+ of \d+")
@@ -14,6 +14,13 @@ NOTE_WHEN_LOST = """() => {
   const lost = document.getElementById("lost");
   new MutationObserver(() => { window.wasLost ||= !lost.hidden; }).observe(lost, {attributes: true});
 }"""
+
+
+def make_impatient(route: Route) -> None:
+    """Hand out a page that takes a stream for broken after a second without a word."""
+    answer = route.fetch()
+    body = re.sub('data-heartbeat-seconds="[^"]+"', 'data-heartbeat-seconds="0.4"', answer.text())
+    route.fulfill(response=answer, body=body)
 
 
 def step_of(page: Page) -> int:
@@ -73,6 +80,25 @@ def test_page_outlives_a_server_that_falls_in_the_middle_of_a_job(page, person, 
     expect(page.locator("#job.succeeded")).to_be_visible()
     expect(page).to_have_title(DEVELOPED)
     expect(page.locator("#job img").first).to_be_visible()
+
+
+def test_stream_that_falls_silent_is_given_up_and_begun_anew(page, person, stack):
+    job = person.submit_slow(num_inference_steps=30)
+    streams = []
+    page.on("request", lambda request: streams.append(request) if request.url.endswith("/live") else None)
+    page.route(f"**/jobs/{job.id}", make_impatient)
+    page.goto(f"/jobs/{job.id}")
+    until_step(page, 2)
+    page.evaluate(NOTE_WHEN_LOST)
+    stack.worker.freeze()  # from now on the server has nothing to say, and holds the stream open
+    begun = len(streams)
+    with page.expect_request(lambda request: request.url.endswith("/live")):
+        pass
+    assert len(streams) > begun
+    page.wait_for_function("() => window.wasLost")
+    stack.worker.go_on()
+    expect(page.locator("#job.succeeded")).to_be_visible()
+    expect(page.locator("#lost")).to_be_hidden()
 
 
 def test_page_follows_its_job_however_late_a_script_comes(page, person):

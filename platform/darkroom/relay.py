@@ -53,6 +53,8 @@ class Relay:
         self._doorbell = Doorbell(settings)
         self._next_round = time.monotonic()
         self._caps: dict[str, int] = {}
+        # Who waited at the front of each line in the round before.
+        self._waited: dict[str, frozenset[UUID]] = {}
         self._loop = Loop("relay", self._turn, pause_seconds=REST_SECONDS)
         self.ensure_alive = self._loop.ensure_alive
 
@@ -113,12 +115,14 @@ class Relay:
             self._ring(model, job_ids)
 
     def _ring_again(self) -> None:
-        """Ring for those who wait at the front and whose doorbell nobody heard."""
+        """Ring for those who wait at the front and whose doorbell nobody heard: who were there a round ago already."""
         slots = fleet.num_slots(self._database, self._models, lease_seconds=self._settings.lease_seconds)
         self._caps = {model: DOORBELLS_PER_SLOT * max(num_slots, 1) for model, num_slots in slots.items()}
         for model, cap in self._caps.items():
-            if waiting := jobs.front_of_queue(self._database, model=model, limit=cap):
-                self._ring(model, waiting)
+            waiting = jobs.front_of_queue(self._database, model=model, limit=cap)
+            if unheard := [job_id for job_id in waiting if job_id in self._waited.get(model, ())]:
+                self._ring(model, unheard)
+            self._waited[model] = frozenset(waiting)
 
     def _ring(self, model: str, job_ids: list[UUID]) -> None:
         room = self._caps.get(model, DOORBELLS_PER_SLOT) - self._doorbell.num_waiting(model)

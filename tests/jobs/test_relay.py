@@ -193,3 +193,18 @@ def test_relay_may_be_stopped_before_it_began_and_again(settings: Settings, queu
     relay.stop()
     relay.ensure_alive()
     relay.notify(uuid4(), model=MODEL)
+
+
+def test_who_has_just_come_to_the_front_is_not_rung_for_again(quick: Settings, queue, doorbells: Doorbells) -> None:
+    """A busy line moves by itself: its doorbells would wake workers that are awake."""
+    add_worker(queue.database, slots=3)
+    queue.submit(model=MODEL)
+    relay = Relay(quick, database=queue.database, catalog=Catalog.load(quick))
+    relay._ring_again()
+    assert doorbells.job_ids() == []
+    stays = queue.take(models=(MODEL,)) and queue.submit(model=MODEL)
+    relay._ring_again()
+    assert doorbells.job_ids() == []
+    relay._ring_again()
+    assert doorbells.job_ids() == [stays]
+    relay.stop()

@@ -5,6 +5,7 @@ even holds a message it has already popped while there is no credit; here a full
 """
 
 import os
+import time
 from collections.abc import Callable
 from queue import Empty
 from typing import Any
@@ -15,6 +16,8 @@ from kombu.transport import redis
 
 logger = structlog.get_logger(__name__)
 
+# After a doorbell this worker lets the next ones be for so long, to others: whoever was woken claims all that waits.
+REST_SECONDS = 0.01
 TRANSPORT = f"{__name__}:Transport"
 
 
@@ -24,8 +27,10 @@ class Channel(redis.Channel):
     from_transport_options: tuple[str, ...] = (*redis.Channel.from_transport_options, "is_open")  # type: ignore[assignment]
     is_open: Callable[[], bool]
 
+    _rest_until = 0.0
+
     def _brpop_start(self, timeout: float | None = None) -> None:
-        if self.is_open():
+        if self.is_open() and time.monotonic() >= self._rest_until:
             super()._brpop_start(timeout)  # type: ignore[no-untyped-call]
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
@@ -37,16 +42,33 @@ class Channel(redis.Channel):
     def _brpop_read(self, **options: Any) -> Any:
         """Take a message. One that is none is dropped: kombu's error over it would end the worker."""
         try:
-            return super()._brpop_read(**options)  # type: ignore[no-untyped-call]
+            message = super()._brpop_read(**options)  # type: ignore[no-untyped-call]
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             logger.warning("rubbish_dropped", reason=repr(error))
             raise Empty from error
+        self._rest()
+        return message
+
+    def _rest(self) -> None:
+        if self.connection.loop:  # else nobody would wake it
+            self._rest_until = time.monotonic() + REST_SECONDS
+            self.connection.loop.call_later(REST_SECONDS, _come_round)
+
+
+def _come_round() -> None:
+    """Do nothing: that the loop was woken is all."""
 
 
 class Transport(redis.Transport):
     """kombu's, with the asking channel."""
 
     Channel = Channel
+    loop: Any = None
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Remember the loop, for the channel's rests."""
+        super().register_with_event_loop(connection, loop)  # type: ignore[no-untyped-call]
+        self.loop = loop
 
 
 class Waker:

@@ -88,22 +88,22 @@ def plan(database: Database) -> bool:
     work to its holder.
     """
     with database.read() as session:
-        if not _next_places(session, _cursor(session, is_locked=False) or (0, 0), limit=1):
+        if _next_place(session, _cursor(session, is_locked=False) or (0, 0), limit=1) is None:
             return False
     with database.write() as session:
         place = _cursor(session, is_locked=True)
         if place is None:
             return False
-        places = _next_places(session, place, limit=BATCH)
-        if not places:
+        read = _next_place(session, place, limit=BATCH)
+        if read is None:
             return False
-        deliveries = list(_deliveries(session, place, places[-1]))
+        xid, position, num_read = read
+        deliveries = list(_deliveries(session, place, (xid, position)))
         if deliveries:
             session.execute(insert(WebhookDelivery), deliveries)
-        xid, position = places[-1]
         moved = update(WebhookCursor).where(WebhookCursor.id == THE_CURSOR).values(xid=xid, position=position)
         session.execute(moved)
-    return len(places) == BATCH
+    return num_read == BATCH
 
 
 def _cursor(session: Session, *, is_locked: bool) -> tuple[int, int] | None:
@@ -124,14 +124,18 @@ def _make_cursor(session: Session) -> None:
     )
 
 
-def _next_places(session: Session, after: tuple[int, int], *, limit: int) -> list[tuple[int, int]]:
+def _next_place(session: Session, after: tuple[int, int], *, limit: int) -> tuple[int, int, int] | None:
+    """Where so many events after a place end, and how many there are as yet; None where there is none."""
     is_postgresql = session.get_bind().dialect.name == "postgresql"
     query = select(JobEvent.xid, JobEvent.position).where(events.is_behind(*after, is_postgresql=is_postgresql))
     if is_postgresql:
         query = query.where(text("xid < pg_snapshot_xmin(pg_current_snapshot())::text::bigint"))
         query = query.order_by(JobEvent.xid)
-    rows = session.execute(query.order_by(JobEvent.position).limit(limit))
-    return [(row.xid, row.position) for row in rows]
+    # Few of them are of anybody's interest, so only the last one leaves the database.
+    next_ones = query.order_by(JobEvent.position).limit(limit).subquery()
+    last = select(next_ones.c.xid, next_ones.c.position, func.count().over())
+    row = session.execute(last.order_by(next_ones.c.xid.desc(), next_ones.c.position.desc()).limit(1)).one_or_none()
+    return (row[0], row[1], row[2]) if row else None
 
 
 def _deliveries(session: Session, after: tuple[int, int], last: tuple[int, int]) -> Iterator[Mapping[str, Any]]:

@@ -9,9 +9,10 @@ from flask.testing import FlaskClient
 from darkroom import fleet, jobs
 from darkroom.errors import ObjectNotFound
 from darkroom.fleet import WorkerFacts
-from darkroom.jobs import Done
+from darkroom.jobs import Done, JobClass, NewJob
 from darkroom.sweeper import Sweeper
 from darkroom.web import create_app
+from darkroom.web.census import FEW, FRESH_SECONDS, Census
 from darkroom.web.pace import FEWEST_DONE, Eta, Figures, figures_of
 
 FACTS = WorkerFacts(
@@ -156,6 +157,24 @@ def test_models_say_what_they_take_and_where_they_are_loaded(app: Flask, client:
     assert model["license"] == "Apache-2.0"
     assert model["loaded_on"] == [{"worker": "first", "device": "cpu", "state": "ready"}]
     assert "source" not in model
+
+
+def test_long_queue_is_counted_no_more_often_than_every_two_seconds(app: Flask, submit: Any) -> None:
+    database, clock = app.extensions["darkroom"].database, [0.0]
+    census = Census(database, clock=lambda: clock[0])
+    submit()
+    assert [line.queued for line in census.lines()] == [1]
+    submit()
+    assert [line.queued for line in census.lines()] == [2], "a short one is counted every time"
+    (template,) = jobs.front_of_queue(database, model="darkroom-seeded", limit=1)
+    again = NewJob("darkroom-seeded", jobs.get(database, template).params, JobClass.BULK, 3600)
+    jobs.submit_batch(database, [again] * (FEW - 1), owner="ann")
+    assert [line.queued for line in census.lines()] == [FEW + 1]
+    submit()
+    clock[0] = FRESH_SECONDS - 0.1
+    assert [line.queued for line in census.lines()] == [FEW + 1]
+    clock[0] = FRESH_SECONDS + 0.1
+    assert [line.queued for line in census.lines()] == [FEW + 2]
 
 
 def test_queue_tells_every_line(client: FlaskClient, worker: Any, submit: Any) -> None:

@@ -23,6 +23,7 @@ from darkroom.web import accounts, api, compat, guards, identity, limits, login,
 from darkroom.web.answers import Whole
 from darkroom.web.api import document
 from darkroom.web.background import Background
+from darkroom.web.census import Census
 from darkroom.web.converting import Converter
 from darkroom.web.form_pictures import let_pictures_in
 from darkroom.web.guards import check_bind
@@ -92,6 +93,7 @@ def create_app(settings: Settings, *, with_background: bool = True) -> Flask:
         Converter(),
         notice,
         Overlook(settings, database),
+        Census(database),
     )
 
     problems.install(app)

@@ -36,6 +36,7 @@ from darkroom.keys import KeyRing
 from darkroom.params import resolve
 from darkroom.storage import Storage, upload_key
 from darkroom.web.background import Background
+from darkroom.web.census import Census
 from darkroom.web.converting import Converter
 from darkroom.web.identity import current
 from darkroom.web.overview import Overlook
@@ -103,6 +104,7 @@ class Services:
     converter: Converter
     notice: Notice
     overlook: Overlook
+    census: Census
 
     def rules(self) -> Rules:
         """What a request of whoever asks is held to."""

@@ -22,6 +22,7 @@ def test_refused_form_leads_to_what_was_refused(page, faults):
     page.locator("#prompt-2").fill("a boat")
     page.get_by_role("button", name="Develop them").last.click()
     expect(page.get_by_role("alert").first).to_be_focused()
+    assert page.evaluate("document.documentElement.scrollWidth") == page.viewport_size["width"]
     page.get_by_role("link", name="Prompt 1").click()
     expect(page.locator("#prompt-1")).to_be_focused()
 

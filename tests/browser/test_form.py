@@ -37,6 +37,11 @@ const denied = new DOMException("Access is denied", "SecurityError");
 Object.defineProperty(window, "localStorage", { get() { throw denied; } });
 navigator.locks.request = () => Promise.reject(denied);
 """
+FIXED_SIZING = """
+const style = new CSSStyleSheet();
+style.replaceSync("textarea { field-sizing: fixed !important; }");
+document.adoptedStyleSheets = [style];
+"""
 SHIFTS = """
 new PerformanceObserver((list) => {
   const unasked = list.getEntries().filter((entry) => !entry.hadRecentInput);
@@ -212,6 +217,22 @@ def test_browser_that_stores_nothing_develops_all_the_same(page: Page, person: A
     slow = person.submit_slow()
     page.goto(f"/jobs/{slow.id}")
     expect(page.locator("#standing .lead")).to_have_text(re.compile(r"Step \d+ of 100"))
+
+
+def test_box_grows_with_its_words_also_where_the_browser_does_not_see_to_it(open_page: Any) -> None:
+    for init in (
+        "",
+        "CSS.supports = () => false; addEventListener('DOMContentLoaded', () => { " + FIXED_SIZING + " });",
+    ):
+        page = open_page()
+        page.add_init_script(init)
+        page.goto("/")
+        box = page.locator("#prompt")
+        before = box.bounding_box()["height"]
+        box.fill("a boat\n" * 12)
+        assert box.bounding_box()["height"] > before + 100
+        box.fill("a boat")
+        assert box.bounding_box()["height"] == before
 
 
 def test_refusals_stand_beside_their_fields_and_beside_the_button(page: Page, stack: Any, faults: Any) -> None:

@@ -217,6 +217,17 @@ def test_job_that_ended_meanwhile_is_not_put_back_and_its_page_says_how(
     assert page.forms == [form for form in page.forms if "requeue" not in form.action]
 
 
+def test_anybody_s_job_is_called_off_from_its_page(
+    browser: Any, app_database: Database, submit: Any, press: Callable[..., Any]
+) -> None:
+    job = submit()
+    page = press(browser.open(f"/admin/jobs/{job['id']}"), f"/queue/all/{job['id']}/cancel")
+    assert browser.path == f"/admin/jobs/{job['id']}"
+    assert "Canceled" in page.words
+    assert page.forms == [], "what has ended is not called off"
+    assert jobs.get(app_database, UUID(job["id"])).state is JobState.CANCELED
+
+
 def test_job_that_never_was_is_not_found(browser: Any) -> None:
     assert browser.open(f"/admin/jobs/{uuid4()}").status_code == 404
     assert browser.open("/admin/jobs/x").status_code == 404

@@ -62,6 +62,7 @@ def test_link_shows_the_pictures_and_the_prompt_and_nothing_else(stranger: Flask
     for secret in (SECRETS["negative_prompt"], str(SECRETS["seed"]), shared["id"], "local", "euler", "by-hand"):
         assert secret not in told
     assert response.headers["X-Robots-Tag"] == "noindex"
+    assert "/gallery" not in response.text, "a guest is led nowhere else"
 
     picture = stranger.get(f"{link}/0")
     assert (picture.status_code, picture.content_type) == (200, "image/png")

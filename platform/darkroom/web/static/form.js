@@ -53,6 +53,7 @@ function restoreDraft() {
   for (const name of WORDS) if (texts.get(name)) field(name)?.closest("details")?.setAttribute("open", "");
   restorePicture(texts);
   showLock();
+  growAll();
   addEventListener("load", () => form().dispatchEvent(new Event("change", { bubbles: true }))); // for the estimate
 }
 
@@ -68,6 +69,17 @@ function restorePicture(texts) {
 
 function remember(name, value) {
   document.cookie = `${name}=${encodeURIComponent(value)}; path=/; max-age=${A_YEAR_SECONDS}; SameSite=Lax`;
+}
+
+// A box of words grows with them; where the browser does not see to that by itself, here.
+
+function grow(box) {
+  box.style.height = "auto";
+  box.style.height = `${box.offsetHeight - box.clientHeight + box.scrollHeight}px`;
+}
+
+function growAll() {
+  if (!CSS.supports("field-sizing", "content")) form().querySelectorAll("textarea").forEach(grow);
 }
 
 // Sizes: a preset shows itself in the free fields, and a free side becomes the nearest that the model takes.
@@ -189,6 +201,7 @@ function onKey(event) {
 function onInput({ target }) {
   if (!form().contains(target)) return;
   if (target.name === "seed") showLock();
+  if (target.matches("textarea")) growAll();
   saveDraft();
 }
 
@@ -227,6 +240,7 @@ function prepare() {
   for (const part of form().querySelectorAll("[data-plain]")) part.hidden = true;
   form().querySelector("[data-choices]").hidden = true;
   showLock();
+  growAll();
   form().querySelector("[data-focus]")?.focus();
 }
 

@@ -232,7 +232,7 @@ def test_box_grows_with_its_words_also_where_the_browser_does_not_see_to_it(open
         box.fill("a boat\n" * 12)
         assert box.bounding_box()["height"] > before + 100
         box.fill("a boat")
-        assert box.bounding_box()["height"] == before
+        assert abs(box.bounding_box()["height"] - before) <= 1, "as it was, give or take what is rounded"
 
 
 def test_refusals_stand_beside_their_fields_and_beside_the_button(page: Page, stack: Any, faults: Any) -> None:

@@ -238,6 +238,20 @@ def test_trip_to_a_database_that_was_away_finds_it_again(database: Database, pos
 
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_connections_that_a_rush_has_opened_are_kept_for_the_next(database: Database) -> None:
+    narrow = Database(database.url, pool_size=1)
+
+    def rush() -> set[int]:
+        with narrow.read() as first, narrow.read() as second:
+            return {session.scalars(text("SELECT pg_backend_pid()")).one() for session in (first, second)}
+
+    pids = rush()
+    assert len(pids) == 2
+    assert rush() == pids
+    narrow.dispose()
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 def test_database_without_a_free_connection_is_unavailable(database: Database) -> None:
     narrow = Database(database.url, pool_size=1)
     enough = threading.Event()

@@ -13,7 +13,7 @@ from darkroom.jobs import Done, JobClass, NewJob
 from darkroom.sweeper import Sweeper
 from darkroom.web import create_app
 from darkroom.web.census import FEW, FRESH_SECONDS, Census
-from darkroom.web.pace import FEWEST_DONE, Eta, Figures, figures_of
+from darkroom.web.pace import FEWEST_DONE, PROGRESS_AGE_SECONDS, Eta, Figures, figures_of
 
 FACTS = WorkerFacts(
     id="first",
@@ -97,7 +97,8 @@ def test_eta_grows_with_the_rounds_ahead_and_the_jobs_own_cost() -> None:
     assert figures.eta(5, num_ahead=0) == Eta(5.0, 30.0)
     assert figures.eta(5, num_ahead=1) == Eta(5.0, 30.0)
     assert figures.eta(5, num_ahead=2) == Eta(15.0, 50.0)
-    assert figures.rest(5) == Eta(5.0, 10.0)
+    assert figures.rest(5) == Eta(5.0 - PROGRESS_AGE_SECONDS, 10.0)
+    assert figures.rest(0.1) == Eta(0.0, 0.2)
 
 
 def test_figures_are_of_the_faster_and_the_slower_jobs() -> None:

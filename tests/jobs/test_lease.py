@@ -95,6 +95,42 @@ def test_crash_in_company_counts_against_nobody_and_makes_suspects(queue) -> Non
     assert queue.claim(num_held=1) is None
 
 
+def report_crash(queue, *claims) -> None:
+    jobs.report_crash(queue.database, {claim.job_id: claim.attempt for claim in claims}, reason="the engine was lost")
+
+
+def test_crash_that_a_worker_reports_counts_at_once_whatever_the_lease(queue) -> None:
+    job_id = queue.submit()
+    for crashes in range(1, MAX_CRASHES):
+        report_crash(queue, queue.take())
+        assert (queue.row(job_id).crashes, queue.row(job_id).shared_crashes) == (crashes, 0)
+        assert queue.history(job_id)[-1] == "requeued"
+    report_crash(queue, queue.take())
+    record = queue.get(job_id)
+    assert (record.state, record.crashes, record.error_code) == (JobState.FAILED, MAX_CRASHES, "worker-lost")
+    assert record.error_message == "the engine was lost; that happened 3 times while this job ran alone"
+
+
+def test_crash_that_a_worker_reports_of_several_makes_suspects(queue) -> None:
+    both = {queue.submit(), queue.submit()}
+    for _ in range(SUSPECT_SHARED_CRASHES):
+        report_crash(queue, *(queue.take("first", num_held=held) for held in (0, 1)))
+    for job_id in both:
+        row = queue.row(job_id)
+        assert (row.crashes, row.shared_crashes, row.is_solo) == (0, SUSPECT_SHARED_CRASHES, True)
+
+
+def test_crash_that_is_reported_too_late_changes_nothing(queue) -> None:
+    job_id = queue.submit()
+    old = queue.take()
+    queue.requeue(old)
+    new = queue.take()
+    report_crash(queue, old)
+    report_crash(queue)
+    assert (queue.state(job_id), queue.row(job_id).crashes) == (JobState.RUNNING, 0)
+    assert queue.beat() == {new.job_id}
+
+
 def test_being_put_back_counts_nothing_and_forgives_nothing(queue) -> None:
     job_id = queue.submit()
     queue.crash(queue.take())

@@ -56,6 +56,7 @@ from darkroom.jobs.sweeping import (
     expire_leases,
     expire_overdue,
     promote_aged_bulk,
+    report_crash,
 )
 from darkroom.models import JobClass, JobState
 
@@ -124,6 +125,7 @@ __all__ = [
     "places",
     "position",
     "promote_aged_bulk",
+    "report_crash",
     "requeue",
     "reserve_solo",
     "retried",

@@ -1,10 +1,13 @@
 """What time does to jobs: leases, deadlines, age, retention. Idempotent, guarded in SQL, run by every process."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from uuid import UUID
 
 import structlog
-from sqlalchemy import and_, case, delete, select, update
+from sqlalchemy import and_, case, delete, select, tuple_, update
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.elements import ColumnElement
 
 from darkroom.db import Database, now
 from darkroom.jobs.ending import move, put_back
@@ -37,31 +40,68 @@ def expire_leases(database: Database) -> list[tuple[UUID, str]]:
     with database.write() as session:
         for job_id, model, attempt, is_alone, crashes, shared_crashes in session.execute(overdue).all():
             guard = and_(RUNNING, Job.id == job_id, Job.attempt == attempt, Job.lease_expires_at < now())
-            if is_alone and crashes + 1 >= MAX_CRASHES:
-                message = f"the worker was lost {MAX_CRASHES} times while it ran this job alone"
-                payload = {"attempt": attempt, "code": "worker-lost", "message": message}
-                move(
-                    session,
-                    guard,
-                    JobState.FAILED,
-                    payload,
-                    crashes=crashes + 1,
-                    error_code="worker-lost",
-                    error_message=message,
-                    cleanup_at=now(),
-                )
-                logger.warning("job_failed", job_id=str(job_id), attempt=attempt, code="worker-lost")
-                continue
-            shared_crashes += not is_alone
-            counts = {
-                "crashes": crashes + is_alone,
-                "shared_crashes": shared_crashes,
-                "is_solo": shared_crashes >= SUSPECT_SHARED_CRASHES,
-                "queued_at": now(),  # a suspect's wait for an empty worker begins
-            }
-            if put_back(session, guard, "the worker was lost", **counts):
+            crash = Crash("the worker was lost", attempt, is_alone, crashes, shared_crashes)
+            if _take_back(session, guard, crash):
                 waiting.append((job_id, model))
     return waiting
+
+
+def report_crash(database: Database, attempts: Mapping[UUID, int], *, reason: str) -> None:
+    """Take from a worker, which asks for it, the jobs (job -> attempt) that an engine died with.
+
+    They count as those whose lease runs out do. Jobs that are somebody else's by now are left alone.
+    """
+    if not attempts:
+        return
+    held = (
+        select(Job.id, Job.attempt, Job.crashes, Job.shared_crashes)
+        .where(RUNNING, tuple_(Job.id, Job.attempt).in_(list(attempts.items())))
+        .order_by(Job.id)
+        .with_for_update()
+    )
+    with database.write() as session:
+        for job_id, attempt, crashes, shared_crashes in session.execute(held).all():
+            guard = and_(RUNNING, Job.id == job_id, Job.attempt == attempt)
+            _take_back(session, guard, Crash(reason, attempt, len(attempts) == 1, crashes, shared_crashes))
+
+
+@dataclass(frozen=True)
+class Crash:
+    """What took a job from its worker, and how often that had happened before."""
+
+    reason: str
+    attempt: int
+    is_alone: bool
+    crashes: int
+    shared_crashes: int
+
+
+def _take_back(session: Session, guard: ColumnElement[bool], crash: Crash) -> bool:
+    """Count a crash, and say whether the job waits again."""
+    if crash.is_alone and crash.crashes + 1 >= MAX_CRASHES:
+        message = f"{crash.reason}; that happened {MAX_CRASHES} times while this job ran alone"
+        payload = {"attempt": crash.attempt, "code": "worker-lost", "message": message}
+        failed = move(
+            session,
+            guard,
+            JobState.FAILED,
+            payload,
+            crashes=crash.crashes + 1,
+            error_code="worker-lost",
+            error_message=message,
+            cleanup_at=now(),
+        )
+        if failed:
+            logger.warning("job_failed", job_id=str(failed.id), attempt=failed.attempt, code="worker-lost")
+        return False
+    shared_crashes = crash.shared_crashes + (not crash.is_alone)
+    counts = {
+        "crashes": crash.crashes + crash.is_alone,
+        "shared_crashes": shared_crashes,
+        "is_solo": shared_crashes >= SUSPECT_SHARED_CRASHES,
+        "queued_at": now(),  # a suspect's wait for an empty worker begins
+    }
+    return put_back(session, guard, crash.reason, **counts)
 
 
 def expire_overdue(database: Database) -> int:

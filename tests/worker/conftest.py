@@ -108,22 +108,24 @@ class Place:
         self.storage = Storage(settings)
         self.storage.ensure_bucket()
         self._nursery = nursery
-        self._folder = folder
+        self.folder = folder
         folder.mkdir()
         self.workers: list[WorkerProcess] = []
 
-    def start_worker(self, *, stall_limits: Mapping[str, float] | None = None, **changes: Any) -> WorkerProcess:
+    def start_worker(self, **changes: Any) -> WorkerProcess:
         """Start a worker whose settings differ from the place's as said, and wait until it is known."""
-        worker = self.launch_worker(stall_limits=stall_limits, **changes)
+        worker = self.launch_worker(**changes)
         self.until(lambda: self.knows(worker) or worker.exit_code is not None, "the worker is ready")
         assert worker.exit_code is None, worker.log
         return worker
 
-    def launch_worker(self, *, stall_limits: Mapping[str, float] | None = None, **changes: Any) -> WorkerProcess:
-        """Start a worker, and do not wait."""
-        log = self._folder / f"{len(self.workers)}.log"
+    def launch_worker(
+        self, *, stall_limits: Mapping[str, float] | None = None, is_apart: bool = False, **changes: Any
+    ) -> WorkerProcess:
+        """Start a worker, its engine perhaps apart in a process of its own, and do not wait."""
+        log = self.folder / f"{len(self.workers)}.log"
         environment = environment_of(self.settings.model_copy(update=changes))
-        order = {"environment": environment, "control": str(self._folder), "log": str(log)}
+        order = {"environment": environment, "control": str(self.folder), "log": str(log), "is_apart": is_apart}
         pid = self._nursery.ask({**order, "stall_limits": dict(stall_limits or {})})
         self.workers.append(WorkerProcess(self._nursery, pid, log))
         return self.workers[-1]
@@ -165,13 +167,18 @@ class Place:
 
     def release(self, file: str) -> None:
         """Let the engines go on with what waits for this file."""
-        (self._folder / file).touch()
+        (self.folder / file).touch()
 
     def journal(self, word: str, *, worker: WorkerProcess | None = None) -> list[str]:
         """The prompts of the requests of which the engines (or one of them) noted this word."""
-        path = self._folder / "journal"
+        path = self.folder / "journal"
         lines = [line.split(" ", 2) for line in path.read_text().splitlines()] if path.exists() else []
         return [prompt for pid, what, prompt in lines if what == word and (not worker or int(pid) == worker.pid)]
+
+    def process_of(self, prompt: str) -> int:
+        """The process in which an engine began with a prompt last."""
+        lines = [line.split(" ", 2) for line in (self.folder / "journal").read_text().splitlines()]
+        return [int(pid) for pid, what, began in lines if (what, began) == ("began", prompt)][-1]
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
@@ -181,6 +188,12 @@ def environment_of(settings: Settings) -> dict[str, str]:
     values = settings.model_dump(exclude_none=True)
     words = {name: ",".join(value) if isinstance(value, tuple) else str(value) for name, value in values.items()}
     return {**kept, **aws, **{f"DARKROOM_{name.upper()}": value for name, value in words.items()}}
+
+
+@pytest.fixture(name="until")
+def _until() -> Callable[..., None]:
+    """`until`, for tests without a place."""
+    return until
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Workers that die, freeze or are poisoned: their jobs run elsewhere, and every picture appears once."""
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -9,8 +10,10 @@ from uuid import UUID
 import pytest
 from sqlalchemy import select
 
+from darkroom import events, fleet
 from darkroom.jobs import JobState
-from darkroom.models import Job
+from darkroom.models import Job, WorkerState
+from darkroom_worker.worker import life_sign
 
 
 def objects_of(s3: Any, job_id: UUID) -> list[str]:
@@ -130,3 +133,94 @@ def test_a_worker_that_lost_its_device_ends_itself_and_the_job_counts_as_crashed
         place.until(lambda worker=worker: worker.exit_code is not None, "it ends itself")
         assert worker.exit_code == 70
         assert place.job(job_id).crashes == crashes
+
+
+def test_jobs_whose_engine_is_killed_wait_again_at_once_and_run_once_more(place: Any, s3: Any) -> None:
+    """The worker lives on: it reports the crash long before a lease would, and opens another engine."""
+    worker = place.start_worker(is_apart=True, lease_seconds=600.0)
+    alone = place.submit("wait:go")
+    place.until_developing(alone)
+    os.kill(place.process_of("wait:go"), signal.SIGKILL)
+    place.until(lambda: "requeued" in place.events(alone), "it waits again", seconds=5)
+    place.until(lambda: place.job(alone).attempt == 2, "it runs again")
+    together = [place.submit(f"wait:go-{n}") for n in range(2)]
+    place.until_developing(*together)
+    os.kill(place.process_of("wait:go-1"), signal.SIGKILL)
+    place.release("go")
+    place.release("go-0")
+    place.release("go-1")
+    place.until_state(JobState.SUCCEEDED, alone, *together, seconds=3 * place.patience_seconds)  # two engines are started
+
+    assert worker.exit_code is None
+    assert place.events(alone) == ["queued", *["running", "requeued"] * 2, "running", "succeeded"]
+    for job_id in together:
+        assert place.events(job_id) == ["queued", "running", "requeued", "running", "succeeded"]
+        assert objects_of(s3, job_id)[-2:] == ["2/0.png", "2/0.thumb.webp"]
+    reasons = [event.payload["reason"] for event in events.read(place.database, alone) if event.type == "requeued"]
+    assert reasons == ["the engine was lost: its process was ended by SIGKILL"] * 2
+    with place.database.read() as session:
+        counted = session.execute(select(Job.id, Job.crashes, Job.shared_crashes)).all()
+    assert {row.id: (row.crashes, row.shared_crashes) for row in counted} == {
+        alone: (1, 1),
+        **dict.fromkeys(together, (0, 1)),
+    }
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_worker_says_that_it_takes_no_jobs_while_its_engine_is_away(place: Any) -> None:
+    worker = place.start_worker(is_apart=True)
+    job_id = place.submit("wait:go")
+    place.until_developing(job_id)
+    (place.folder / "slow").touch()  # the next engine waits for it to go
+    os.kill(place.process_of("wait:go"), signal.SIGKILL)
+    place.until(lambda: state_of(place, worker) is WorkerState.DRAINING, "it takes no jobs")
+    sign = life_sign(place.settings, worker.id)
+    before = sign.stat().st_mtime_ns
+    (place.folder / "slow").unlink()
+    place.until(lambda: state_of(place, worker) is WorkerState.READY, "it takes jobs")
+    place.until(lambda: sign.stat().st_mtime_ns > before, "it shows that it lives")
+    place.release("go")
+    place.until_state(JobState.SUCCEEDED, job_id)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_an_engine_that_hangs_is_ended_and_its_worker_goes_on(place: Any) -> None:
+    worker = place.start_worker(is_apart=True, stall_limits={"denoise": 0.5, "wedged_extra": 0.5})
+    job_id = place.submit("stuck:go")
+    place.until(lambda: "device_is_stuck" in worker.log, "the worker has seen it")
+    place.release("go")
+    place.until_state(JobState.SUCCEEDED, job_id)
+    assert worker.exit_code is None
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_worker_whose_engine_cannot_be_opened_again_ends_when_it_holds_nothing(place: Any) -> None:
+    worker = place.start_worker(is_apart=True)
+    job_id = place.submit("wait:go")
+    place.until_developing(job_id)
+    place.release("broken")
+    os.kill(place.process_of("wait:go"), signal.SIGKILL)
+    place.until(lambda: worker.exit_code is not None, "it ends itself")
+    assert worker.exit_code == 70
+    assert place.job(job_id).state is JobState.QUEUED
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_worker_drains_with_its_engine(place: Any) -> None:
+    worker = place.start_worker(is_apart=True, worker_grace_seconds=20.0)
+    job_id = place.submit("wait:go")
+    place.until_developing(job_id)
+    engine = place.process_of("wait:go")
+    worker.send(signal.SIGTERM)
+    place.until(lambda: "worker_drains" in worker.log, "it drains")
+    place.release("go")
+    place.until(lambda: worker.exit_code is not None, "it has ended")
+    assert worker.exit_code == 0
+    assert place.events(job_id) == ["queued", "running", "succeeded"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(engine, 0)
+
+
+def state_of(place: Any, worker: Any) -> WorkerState:
+    [record] = [each for each in fleet.list_workers(place.database) if each.id == worker.id]
+    return record.state

@@ -8,7 +8,8 @@ import socket
 import sys
 import threading
 import uuid
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
 import click
 import structlog
@@ -27,21 +28,17 @@ from darkroom.storage import Storage
 from darkroom.sweeper import Sweeper
 from darkroom_engine import EngineError
 from darkroom_worker.develop import Developer, Develops
+from darkroom_worker.engine_host import EngineHost
+from darkroom_worker.engine_plan import EngineFacts, EnginePlan, ModelPlan
 from darkroom_worker.output import Outlet
 from darkroom_worker.transport import TRANSPORT, Waker
 from darkroom_worker.worker import Parts, StallLimits, Worker, is_alive, max_held
-
-if TYPE_CHECKING:
-    from darkroom_engine import Engine
 
 logger = structlog.get_logger(__name__)
 
 # After the drain nothing is left to wait for: past this the process is stuck, in a broker or on a device that does not
 # answer.
 SHUTDOWN_SECONDS = 5.0
-
-# Enough for a small model. A large one on a CPU learns what its forwards cost from its first pictures.
-CPU_WARM_UP_SECONDS = 2.0
 
 
 @click.command()
@@ -64,60 +61,48 @@ def main(health: bool) -> None:
 
 
 def run(settings: Settings) -> None:
-    """Load the models, then work until SIGTERM. Raises what keeps a worker from starting."""
+    """Open the engine, then work until SIGTERM. Raises what keeps a worker from starting."""
     signal.signal(signal.SIGTERM, _exit_once)  # until Celery puts its own in place; as PID 1 there is no default
-    database = open_database(settings)
-    entries = _entries(settings)
-    outlet = Outlet(settings)
-    outlet.warm_up()  # while the models load
-    from darkroom_engine import Engine, Tuning  # brings torch: seconds that neither --health nor a refusal has to wait
-
-    device = _device(settings)
-    engine = Engine(
-        device,
-        settings.max_rows,
-        num_threads=settings.worker_threads,
-        max_model_bytes=settings.worker_model_bytes,
-    )
-    for entry in entries:
-        engine.load(
-            entry.name,
-            family=entry.family,
-            source=entry.source,
-            revision=entry.revision,
-            dtype=entry.dtype,
-            tuning=Tuning(**entry.tuning.model_dump()),
-        )
-        for lora, source in entry.loras.items():
-            engine.load_lora(entry.name, lora, source=source)
-    for entry in entries:
-        _warm_up(engine, entry, device)
-    engine.start()
+    engine = EngineHost(asdict(engine_plan(settings)))
+    engine.start()  # it brings torch: seconds in which the rest is made ready
     try:
-        serve(settings, database=database, engine=engine, outlet=outlet, facts=_facts(settings, engine))
+        database = open_database(settings)
+        outlet = Outlet(settings)
+        outlet.warm_up()
+        facts = worker_facts(settings, engine.wait_until_open())
+        try:
+            serve(settings, database=database, engine=engine, outlet=outlet, facts=facts)
+        finally:
+            database.dispose()
     finally:
         engine.stop()
-        database.dispose()
 
 
-def _warm_up(engine: "Engine", entry: ModelEntry, device: str) -> None:
-    """Measure what a model's sizes cost. Raises ConfigError where the catalog promises what this device cannot hold.
+def engine_plan(settings: Settings) -> EnginePlan:
+    """Say what engine the settings and the catalog want. Raises ConfigError."""
+    return EnginePlan(
+        settings.worker_device,
+        settings.max_rows,
+        settings.worker_threads,
+        settings.worker_model_bytes,
+        [_model_plan(entry) for entry in _entries(settings)],
+    )
 
-    A request is held to the catalog's limits alone, so a worker that could not keep them takes none of that model.
-    """
-    sizes = [(entry.defaults.width, entry.defaults.height)]
-    if device == "cpu":
-        model = engine.warm_up(entry.name, sizes, seconds=CPU_WARM_UP_SECONDS)
-    else:
-        limits = entry.limits
-        side = min(limits.max_size, math.isqrt(limits.max_pixels)) // limits.size_multiple * limits.size_multiple
-        model = engine.warm_up(entry.name, [*sizes, (side, side)])
-    if model.max_pixels is not None and model.max_pixels < entry.limits.max_pixels:
-        raise ConfigError(
-            f"model {entry.name}: the catalog promises pictures of {entry.limits.max_pixels} pixels, and the memory "
-            f"of this device is enough for {model.max_pixels}; lower its limits.max_pixels, or name the models of "
-            "this worker in DARKROOM_WORKER_MODELS without it"
-        )
+
+def _model_plan(entry: ModelEntry) -> ModelPlan:
+    limits = entry.limits
+    return ModelPlan(
+        name=entry.name,
+        family=entry.family,
+        source=entry.source,
+        revision=entry.revision,
+        dtype=entry.dtype,
+        tuning=entry.tuning.model_dump(),
+        loras=dict(entry.loras),
+        usual_size=(entry.defaults.width, entry.defaults.height),
+        longest_side=min(limits.max_size, math.isqrt(limits.max_pixels)) // limits.size_multiple * limits.size_multiple,
+        promised_pixels=limits.max_pixels,
+    )
 
 
 def open_database(settings: Settings) -> Database:
@@ -152,6 +137,9 @@ def serve(
         embeds_metadata=settings.embed_metadata,
     )
     worker = Worker(Parts(settings, facts, database, storage, developer, stall_limits))
+    if isinstance(engine, EngineHost):  # else it lives and dies with this process
+        worker.on_hang = engine.kill
+        engine.listen(worker)
     sweeper = Sweeper(settings, database=database, storage=storage)
     crier = Crier(settings.redis_url)
     database.on_commit = crier.on_commit
@@ -243,25 +231,16 @@ def _entries(settings: Settings) -> list[ModelEntry]:
     return [catalog.get(name) for name in settings.worker_models]
 
 
-def _device(settings: Settings) -> str:
-    if settings.worker_device != "auto":
-        return settings.worker_device
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _facts(settings: Settings, engine: "Engine") -> WorkerFacts:
+def worker_facts(settings: Settings, engine: EngineFacts) -> WorkerFacts:
+    """Say what the fleet is to know of this worker."""
     host = socket.gethostname()
     return WorkerFacts(
         id=f"{host[:40]}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
         host=host,
         pid=os.getpid(),
-        device=engine.device_info.name,
-        device_memory_bytes=engine.device_info.memory_bytes,
-        fingerprint=engine.device_info.fingerprint,
+        device=engine.device,
+        device_memory_bytes=engine.device_memory_bytes,
+        fingerprint=engine.fingerprint,
         models=list(engine.models),
         slots=settings.worker_slots,
         version=__version__,

@@ -26,7 +26,7 @@ from darkroom_engine import (
     RequestFailed,
     Tally,
 )
-from darkroom_worker.errors import OutputLost, WorkerError
+from darkroom_worker.errors import EngineAway, EngineLost, OutputLost, WorkerError
 from darkroom_worker.inputs import Inputs, fetch_inputs
 from darkroom_worker.output import Outlet, wait_for
 from darkroom_worker.output_process import Stored
@@ -35,6 +35,7 @@ from darkroom_worker.together import Together
 logger = structlog.get_logger(__name__)
 
 FETCH = "fetch"
+WAITING = "waiting"
 UPLOAD = "upload"
 WALK_FRAMES = 8
 # Whoever ended the process that stored the pictures, a job that was there so often may have done it.
@@ -62,13 +63,18 @@ class Held:
 
     claim: Claim
     handles: list[Handle] = field(default_factory=list)
-    stage: str | None = None
+    stage: str = WAITING
     stage_began_at: float = field(default_factory=time.monotonic)
     is_lost: bool = False
     has_left: bool = False
     on_left: Callable[[], None] = lambda: None
     # The step of the latest preview that was published of each picture.
     shown: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def is_in_engine(self) -> bool:
+        """Whether the job has, or is about to have, requests in the engine."""
+        return not self.has_left and (bool(self.handles) or self.stage != FETCH)
 
     def leave(self) -> None:
         """Note that the engine has nothing left to do for the job."""
@@ -91,14 +97,14 @@ class Held:
         moving = [handle.progress for handle in self.handles if not handle.done]
         step = sum(handle.progress.step for handle in self.handles)
         num_steps = sum(handle.progress.num_steps for handle in self.handles)
-        return {"stage": moving[0].stage if moving else (self.stage or "waiting"), "step": step, "num_steps": num_steps}
+        return {"stage": moving[0].stage if moving else self.stage, "step": step, "num_steps": num_steps}
 
     @property
     def stage_age_seconds(self) -> tuple[str, float]:
         """The stage of the picture that moved last, and how long ago it did."""
         moving = [handle.progress for handle in self.handles if not handle.done]
         if not moving:
-            return self.stage or "waiting", time.monotonic() - self.stage_began_at
+            return self.stage, time.monotonic() - self.stage_began_at
         latest = max(moving, key=lambda progress: progress.changed_at)
         return latest.stage, time.monotonic() - latest.changed_at
 
@@ -162,7 +168,7 @@ class Developer:
         """Develop a job to its end.
 
         Raises StorageError when the storage stayed away, and the job waits again; EngineStopped, and the job is left
-        to its lease.
+        to its lease. Of an engine that was lost the worker has heard, and told the database.
         """
         claim = held.claim
         try:
@@ -175,6 +181,10 @@ class Developer:
             self._insist(held, lambda: jobs.expire_overdue(self._database))
         except EngineStopped:
             raise
+        except EngineLost:
+            logger.error("job_lost_with_engine", job_id=str(claim.job_id), attempt=claim.attempt)
+        except EngineAway as error:
+            self._requeue(held, str(error))
         except (RequestFailed, InvalidRequest) as error:
             self._fail(held, "develop-failed", str(error))
         except OutputLost as error:
@@ -254,6 +264,7 @@ class Developer:
         held.enter(FETCH)
         began = time.monotonic()
         inputs = fetch_inputs(self._storage, params)
+        held.enter(WAITING)
         return inputs, {FETCH: round(time.monotonic() - began, 4)}
 
     def _texts(self, claim: Claim, output: Output) -> Mapping[str, str]:

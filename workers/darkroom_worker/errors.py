@@ -16,6 +16,20 @@ class OutputLost(WorkerError):
         super().__init__("a process that stores pictures ended unexpectedly")
 
 
+class EngineLost(WorkerError):
+    """The engine's process ended while it had a request of the job."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the engine was lost: {reason}")
+
+
+class EngineAway(WorkerError):
+    """The engine's process is being started, and takes no request yet."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine is being opened again")
+
+
 class InputMissing(WorkerError):
     """A picture that the job begins from is no longer stored."""
 

@@ -100,6 +100,7 @@ class Worker:
         self._is_look_due = False
         self._is_storage_away = False
         self._is_engine_gone = False
+        self._is_engine_away = False
         self._emptied = threading.Condition(self._lock)
         self._drained = threading.Event()
         self._stop = threading.Event()
@@ -115,9 +116,11 @@ class Worker:
         ]
         if self._settings.poll_seconds:
             self._loops.append(Loop("poll", self._poll, pause_seconds=self._settings.poll_seconds))
-        # Both are set by the app, which knows Celery: to `work_off` inside a task, and to hear doorbells again.
+        # Set by the app, which knows Celery and the engine: to `work_off` inside a task, to hear doorbells again, and
+        # to end an engine that hangs.
         self.look: Callable[[], object] = self.work_off
         self.on_room: Callable[[], None] = lambda: None
+        self.on_hang: Callable[[], None] = lambda: os._exit(NO_DEVICE_EXIT_CODE)
 
     @property
     def models(self) -> list[str]:
@@ -140,7 +143,9 @@ class Worker:
 
     def _room(self) -> Mapping[JobClass, int]:
         """The classes of which the worker would take another job now, and how many of each."""
-        if self._is_draining or self._is_resting or self._is_storage_away or self._is_engine_gone:
+        if self._is_draining or self._is_resting or self._is_storage_away:
+            return {}
+        if self._is_engine_away or self._is_engine_gone:
             return {}
         if self._must_run_empty and self._held:
             return {}
@@ -262,6 +267,27 @@ class Worker:
                 self._emptied.notify_all()
             self.on_room()
 
+    def engine_lost(self, reason: str) -> None:
+        """Report the jobs that the engine died with at once, rather than leave them to their leases."""
+        with self._lock:
+            self._is_engine_away = True
+            lost = {job_id: held.claim.attempt for job_id, held in self._held.items() if held.is_in_engine}
+        try:
+            jobs.report_crash(self._database, lost, reason=f"the engine was lost: {reason}")
+        except DatabaseUnavailable as error:
+            logger.warning("jobs_left_to_their_leases", num_jobs=len(lost), reason=str(error))
+
+    def engine_back(self) -> None:
+        """Claim again."""
+        self._is_engine_away = False
+        logger.info("engine_is_back", worker=self._facts.id)
+        self.on_room()
+        self._kick()
+
+    def engine_gone(self) -> None:
+        """End the process as soon as it holds nothing."""
+        self._is_engine_gone = True
+
     def _poll(self) -> None:
         if self._is_storage_away:
             self._parts.storage.check_writing()
@@ -276,7 +302,8 @@ class Worker:
         """Renew the leases of the jobs that move, and let go of those that are somebody else's by now."""
         with self._lock:
             held = dict(self._held)
-            state = WorkerState.DRAINING if self._is_draining else WorkerState.READY
+            takes_jobs = not (self._is_draining or self._is_engine_away)
+            state = WorkerState.READY if takes_jobs else WorkerState.DRAINING
         attempts = {job_id: job.claim.attempt for job_id, job in held.items() if not self._is_stalled(job)}
         rows_per_step = self._measure_rows(is_busy=bool(held))
         self._rest(
@@ -326,7 +353,9 @@ class Worker:
         return limit is not None and age_seconds > limit
 
     def _watch(self) -> None:
-        """Show life, or end the process when its device is gone or stuck: only a new process gets the device back.
+        """Show life, or end the engine's process when its device is stuck: only a new one gets the device back.
+
+        An engine that is gone takes this process along.
 
         Asks no database: a worker that waits for one is not to be restarted.
         """
@@ -338,8 +367,10 @@ class Worker:
         for job_id, job in held.items():
             if self._is_wedged(job):
                 logger.critical("device_is_stuck", job_id=str(job_id), stage=job.stage_age_seconds[0])
-                os._exit(NO_DEVICE_EXIT_CODE)
-        self._show_life()
+                self.on_hang()
+                break
+        if not self._is_engine_away:
+            self._show_life()
 
     def _is_wedged(self, held: Held) -> bool:
         stage, age_seconds = held.stage_age_seconds

@@ -33,8 +33,9 @@ class Loop:
             if self._stop.is_set() or (self._thread and self._thread.is_alive()):
                 return
             self._last_turn = time.monotonic()
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread  # a signal's exception may come before: what `stop` joins has been started
 
     def stop(self, *, timeout: float = 5) -> None:
         """End the thread. Again is fine, and so is before it was started, and from inside a turn."""

@@ -173,6 +173,29 @@ def _later_on_sqlite(element: later, compiler: Any, **kw: Any) -> str:
     return f"strftime('%Y-%m-%d %H:%M:%f000', {moment}, ({seconds}) || ' seconds')"
 
 
+class plain(FunctionElement[Any]):  # noqa: N801
+    """A column's value, and to SQLite no more: it looks for no index by it, and finds rows of other columns by it.
+
+    With the affinity of a column on the right, `(a, b) < (x, y)` would be looked up by `a` alone, and read on.
+    """
+
+    inherit_cache = True
+
+    def __init__(self, column: Any) -> None:
+        self.type = column.type
+        super().__init__(column)
+
+
+@compiles(plain)
+def _plain(element: plain, compiler: Any, **kw: Any) -> str:
+    return str(compiler.process(element.clauses, **kw))
+
+
+@compiles(plain, "sqlite")
+def _plain_on_sqlite(element: plain, compiler: Any, **kw: Any) -> str:
+    return f"+{compiler.process(element.clauses, **kw)}"
+
+
 class Database:
     """The one way to a connection. Safe to share between threads; not across a fork."""
 

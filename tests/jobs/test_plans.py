@@ -105,6 +105,11 @@ def look_up_tag(queue: Any) -> None:
         start_tag_of(session, "bob", "small", JobClass.BULK)
 
 
+def glimpse_at_front(queue: Any) -> None:
+    job = queue.get(jobs.front_of_queue(queue.database, model="small", limit=1)[0])
+    jobs.glimpse(queue.database, job.id, owner=job.owner)
+
+
 STATEMENTS: dict[str, Callable[[Any], object]] = {
     "claim": lambda queue: queue.claim("second", num_held=0),
     "claim from where the line is remembered": lambda queue: queue.claim("second", num_held=0, lines=cut_line()),
@@ -125,6 +130,8 @@ STATEMENTS: dict[str, Callable[[Any], object]] = {
     "place at the front": lambda queue: jobs.position(
         queue.database, jobs.front_of_queue(queue.database, model="small", limit=1)[0]
     ),
+    "places": lambda queue: jobs.places(queue.database, jobs.front_of_queue(queue.database, model="small", limit=4)),
+    "glimpse": glimpse_at_front,
     "expire leases": lambda queue: jobs.expire_leases(queue.database),
     "expire jobs": lambda queue: jobs.expire_overdue(queue.database),
     "promote": lambda queue: jobs.promote_aged_bulk(queue.database, age_seconds=3600),
@@ -229,3 +236,15 @@ def test_sqlite_scans_and_sorts_nothing(deep, database: Database) -> None:
             sorts = [step for step in plan if "ORDER BY" in step and step not in TIES]
             slow = [*(step for step in plan if step == "SCAN jobs"), *(() if what in FEW else sorts)]
             assert slow == [], (what, statement)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("what", ["place at the front", "places", "glimpse"])
+def test_sqlite_counts_who_is_ahead_and_reads_on_to_nobody_behind(deep, database: Database, what: str) -> None:
+    with statements() as sent:
+        STATEMENTS[what](deep)
+    statement, parameters = sent[-1]
+    with database.connect() as connection:
+        plan = [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+    assert "SEARCH jobs USING INDEX ix_jobs_queue (model=? AND (job_class,start_tag,id)<(?,?,?))" in plan
+    assert any("sqlite_autoindex_jobs_1 (id=?)" in step for step in plan), "the job itself is found by its id"

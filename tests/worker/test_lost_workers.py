@@ -149,7 +149,9 @@ def test_jobs_whose_engine_is_killed_wait_again_at_once_and_run_once_more(place:
     place.release("go")
     place.release("go-0")
     place.release("go-1")
-    place.until_state(JobState.SUCCEEDED, alone, *together, seconds=3 * place.patience_seconds)  # two engines are started
+    place.until_state(
+        JobState.SUCCEEDED, alone, *together, seconds=3 * place.patience_seconds
+    )  # two engines are started
 
     assert worker.exit_code is None
     assert place.events(alone) == ["queued", *["running", "requeued"] * 2, "running", "succeeded"]

@@ -32,7 +32,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import ScalarSelect
 
 from darkroom import events
-from darkroom.db import Database, now, table_of
+from darkroom.db import Database, now, plain, table_of
 from darkroom.errors import JobNotFound
 from darkroom.jobs.ending import fail
 from darkroom.jobs.line import Lines
@@ -298,7 +298,8 @@ _MINE = aliased(Job)
 _THOSE_AHEAD = select(Job.id).where(
     QUEUED,
     Job.model == _MINE.model,
-    tuple_(Job.job_class, Job.start_tag, Job.id) < tuple_(_MINE.job_class, _MINE.start_tag, _MINE.id),
+    tuple_(Job.job_class, Job.start_tag, Job.id)
+    < tuple_(plain(_MINE.job_class), plain(_MINE.start_tag), plain(_MINE.id)),
 )
 _IS_QUEUED = _MINE.state == JobState.QUEUED
 _ALL_AHEAD = select(func.count()).select_from(_THOSE_AHEAD.correlate(_MINE).subquery()).scalar_subquery()
@@ -306,7 +307,9 @@ _FEW_AHEAD = (
     select(func.count()).select_from(_THOSE_AHEAD.correlate(_MINE).limit(MOST_COUNTED + 1).subquery()).scalar_subquery()
 )
 _PLACE = select(case((_IS_QUEUED, _ALL_AHEAD))).where(_MINE.id == bindparam("job_id"))
-_PLACES = select(_MINE.id, _FEW_AHEAD).where(_IS_QUEUED, _MINE.id.in_(bindparam("job_ids", expanding=True)))
+_PLACES = select(_MINE.id, _FEW_AHEAD).where(
+    plain(_MINE.state) == JobState.QUEUED, _MINE.id.in_(bindparam("job_ids", expanding=True))
+)
 _GLIMPSE = select(_MINE.event_seq, _MINE.state, case((_IS_QUEUED, _FEW_AHEAD))).where(
     _MINE.id == bindparam("job_id", type_=Uuid()), _MINE.owner == bindparam("owner", type_=String())
 )

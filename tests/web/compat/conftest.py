@@ -108,7 +108,13 @@ def deployment(
         owner: keys.create(database, name=owner, owner=owner, scopes=("submit", "read"), quotas=Quotas())[1]
         for owner in ("ann", "bob")
     }
-    order = {"environment": environment, "control": str(control), "log": str(home / "worker.log"), "stall_limits": {}}
+    order = {
+        "environment": environment,
+        "control": str(control),
+        "log": str(home / "worker.log"),
+        "is_apart": False,
+        "stall_limits": {},
+    }
     web = subprocess.Popen(leashed([sys.executable, "-m", "darkroom.cli", "web"]), env=environment)
     nursery = subprocess.Popen(
         leashed([sys.executable, str(FAKE_WORKER)]),

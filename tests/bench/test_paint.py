@@ -105,4 +105,5 @@ def test_first_paint(browser: Browser, stack: EmbeddedStack) -> None:
         }
         for name, times in painted.items()
     }
+    person.leave()
     report("paint", rows)

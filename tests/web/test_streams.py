@@ -185,6 +185,19 @@ def test_progress_and_previews_of_a_running_job_are_shown_to_who_looks(
     assert previews.watched([job_id]) == {job_id}
 
 
+def test_previews_are_asked_for_as_soon_as_somebody_looks_however_lately_others_did(
+    follow: Callable[..., Stream], settings: Settings, worker: Any, submit: Any
+) -> None:
+    for _ in range(2):
+        job = submit()
+        job_id = worker.claim().job_id
+        stream = follow(events_of(job))
+        stream.until("state")
+        ProgressBoard(settings.redis_url).publish({job_id: {"stage": "denoise", "step": 4, "num_steps": 9}})
+        stream.until("progress")
+        assert PreviewBoard(settings.redis_url).watched([job_id]) == {job_id}
+
+
 def test_nobody_watches_a_job_whose_stream_is_closed(
     app: Flask, follow: Callable[..., Stream], settings: Settings, worker: Any, submit: Any, valkey: Any
 ) -> None:

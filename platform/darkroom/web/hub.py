@@ -134,6 +134,7 @@ class _Followed:
     is_running: bool = False
     progress: Mapping[str, Any] | None = None
     previews: dict[int, int] = field(default_factory=dict)
+    watch_at: float = 0.0
 
 
 class Hub:
@@ -153,7 +154,7 @@ class Hub:
         self._arrived = threading.Event()
         self._listener: Listener | None = None
         self._listen_again_at = 0.0
-        self._poll_at = self._glance_at = self._watch_at = self._rest_until = 0.0
+        self._poll_at = self._glance_at = self._rest_until = 0.0
         self._loop = Loop("hub", self._turn, pause_seconds=0)
 
     @contextmanager
@@ -323,9 +324,9 @@ class Hub:
             running = {job_id: job for job_id, job in self._jobs.items() if job.is_running and job.watchers}
         if not running:
             return
-        if time.monotonic() >= self._watch_at:
-            self._watch_at = time.monotonic() + WATCH_SECONDS / 2
-            for job_id in running:
+        for job_id, job in running.items():
+            if time.monotonic() >= job.watch_at:
+                job.watch_at = time.monotonic() + WATCH_SECONDS / 2
                 self._previews.watch(job_id)
         found = self._progress.read_many(running)
         for job_id, progress in found.items():

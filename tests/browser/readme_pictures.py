@@ -73,7 +73,7 @@ def emerge(stack: EmbeddedStack, page: Page, job: Job) -> None:
     """Open the page of a job and stop its worker where the picture is half out of the noise."""
     page.goto(f"/jobs/{job.id}")
     page.wait_for_function(
-        "share => { const bar = document.getElementById('steps'); return bar && bar.value / bar.max >= share; }",
+        "share => { const bar = document.querySelector('main progress'); return bar && bar.value / bar.max >= share; }",
         arg=SHARE_SEEN,
         polling=20,
     )

@@ -73,6 +73,23 @@ def _training(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
+def _drawing(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of everything that draws figures from one starting noise."""
+    options = [
+        click.option(
+            "--seed", type=click.IntRange(0), default=7, show_default=True, help="Of the noise that all begin with."
+        ),
+        click.option("--size", type=click.IntRange(8, 4096), default=256, show_default=True, help="Sides, in pixels."),
+        click.option("--steps", type=click.IntRange(1, 1000), default=20, show_default=True, help="Denoising steps."),
+        click.option("--guidance-scale", type=click.FloatRange(1.0, 30.0), default=3.0, show_default=True),
+        click.option("--sampler", default="euler", show_default=True),
+        click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, or auto."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 @main.command()
 @_stage
 def data(**words: Any) -> None:
@@ -195,13 +212,8 @@ def lora(**words: Any) -> None:
 @main.command()
 @click.option("--model", required=True, help="A folder with a model, or what else the engine loads.")
 @click.option("--prompt", "prompts", multiple=True, required=True, help="May be given several times.")
-@click.option("--seed", type=click.IntRange(0), default=7, show_default=True, help="Of the noise that all begin with.")
-@click.option("--size", type=click.IntRange(8, 4096), default=256, show_default=True, help="Sides, in pixels.")
-@click.option("--steps", type=click.IntRange(1, 1000), default=20, show_default=True, help="Denoising steps.")
-@click.option("--guidance-scale", type=click.FloatRange(1.0, 30.0), default=3.0, show_default=True)
-@click.option("--sampler", default="euler", show_default=True)
+@_drawing
 @click.option("--frames", type=click.IntRange(2, 100), default=8, show_default=True, help="In each strip.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, or auto.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), default="walk.png", show_default=True)
 def walk(*, model: str, prompts: tuple[str, ...], device: str, output: Path, **words: Any) -> None:
     """Same noise, different words: draw a strip of frames from noise to picture for each prompt."""
@@ -219,12 +231,7 @@ def walk(*, model: str, prompts: tuple[str, ...], device: str, output: Path, **w
 @main.command()
 @click.option("--model", required=True, help="A folder with a model of family sd, or shipped:<name>.")
 @click.option("--prompt", "prompts", multiple=True, required=True, help="Several, each with more words than the last.")
-@click.option("--seed", type=click.IntRange(0), default=7, show_default=True, help="Of the noise that all begin with.")
-@click.option("--size", type=click.IntRange(8, 4096), default=256, show_default=True, help="Sides, in pixels.")
-@click.option("--steps", type=click.IntRange(1, 1000), default=20, show_default=True, help="Denoising steps.")
-@click.option("--guidance-scale", type=click.FloatRange(1.0, 30.0), default=3.0, show_default=True)
-@click.option("--sampler", default="euler", show_default=True)
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, or auto.")
+@_drawing
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default="lesson", show_default=True)
 def lesson(*, model: str, prompts: tuple[str, ...], device: str, output: Path, **words: Any) -> None:
     """Draw what each part of a model does: noise, denoiser, latents, words, guidance and steps, a figure each."""

@@ -24,8 +24,9 @@ from darkroom.web.streams import FAREWELL, HEADERS, OPENING
 # How often the place of a waiting job is looked up for whoever watches it: the line moves slowly where it is long.
 NEAR_SECONDS, FAR_SECONDS = 2.0, 5.0
 LINE_END = re.compile("\r\n|\r|\n")
+# Heard by the page, which a comment is not: it knows that all is well.
+HEARTBEAT = b"event: heartbeat\ndata: \n\n"
 # Which event closes a stream for good: hx-sse:close names it, and what is to be fetched then waits for it.
-HEARTBEAT = b"event: heartbeat\ndata: \n\n"  # heard by the page, which a comment is not: it knows that all is well
 ENDED = b"event: ended\ndata: \n\n"
 
 T = TypeVar("T")

@@ -104,9 +104,8 @@ def show_picture(token: str, n: int) -> Response:
     """One of the pictures, without a word in its file. Who has it already is told so, as long as the link is good."""
     share = read_share(token)
     image = _image_of(_job_of(share), n)
-    etag = (
-        f"{token.rpartition('.')[2]}-{n}"  # below this address nothing ever changes, and the picture's hash says more
-    )
+    # Below this address nothing ever changes, and the picture's hash would say more than the picture.
+    etag = f"{token.rpartition('.')[2]}-{n}"
     headers = {
         "ETag": f'"{etag}"',
         "Cache-Control": f"private, max-age={min(share.seconds_left, LONGEST_CACHED_SECONDS)}",

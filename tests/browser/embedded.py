@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import httpx
 import psutil
+from freezing import freeze
 
 from darkroom import fleet, intake, jobs, keys
 from darkroom.client import Darkroom, Job
@@ -101,7 +102,7 @@ class WorkerProcess:
         process = part_of(self.home, "darkroom_worker")
 
         def is_still() -> bool:
-            process.suspend()
+            freeze(process.pid)
             if not self._holds_the_database():
                 return True
             process.resume()

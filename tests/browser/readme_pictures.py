@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import chromium
 import click
-from embedded import EmbeddedStack, Person
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
+
+sys.path.append(str(Path(__file__).parents[1] / "helpers"))
+
+import chromium
+from embedded import EmbeddedStack, Person
 
 from darkroom.client import Job
 

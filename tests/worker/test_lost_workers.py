@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from freezing import freeze
 from sqlalchemy import select
 
 from darkroom import events, fleet
@@ -60,7 +61,7 @@ def test_a_worker_frozen_past_its_lease_writes_nothing_and_goes_on(place: Any) -
     job_id = place.submit("wait:go")
     place.until_developing(job_id)
     with place.database.write():  # nobody else writes: frozen with SQLite's lock in its hands, it would stop everybody
-        frozen.send(signal.SIGSTOP)
+        freeze(frozen.pid)
     other = place.start_worker(worker_slots=1)
     place.until(lambda: place.job(job_id).attempt == 2, "another worker has it")
     place.release("go")

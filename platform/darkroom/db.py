@@ -8,6 +8,7 @@ import math
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from datetime import UTC, date, datetime
@@ -203,9 +204,9 @@ class Database:
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
         self._engine = _sqlite_engine(url) if self.is_sqlite else _postgresql_engine(url, pool_size)
-        # PostgreSQL takes a snapshot for each statement, so BEGIN and COMMIT around reads would be two round trips for
-        # nothing. SQLite takes one for each transaction.
-        self._reading = self._engine if self.is_sqlite else self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._writing = (
+            self._engine if self.is_sqlite else self._engine.execution_options(isolation_level="READ COMMITTED")
+        )
         # SQLite has one writer: waiting here is fair and cheap, its own busy handler is neither.
         self._writer: AbstractContextManager[Any] = threading.Lock() if self.is_sqlite else nullcontext()
         # What in_one_trip has compiled.
@@ -216,14 +217,14 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A transaction that commits at the end of the block. Raises DatabaseUnavailable when it cannot be had."""
-        with _faults(), self._writer, self._begin(self._engine, "IMMEDIATE") as session:
+        with _faults(), self._writer, self._begin(self._writing, "IMMEDIATE") as session:
             yield session
         self.on_commit(session.info)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session that only reads. On PostgreSQL each of its statements sees what was committed before it."""
-        with _faults(), self._begin(self._reading, "DEFERRED") as session:
+        with _faults(), self._begin(self._engine, "DEFERRED") as session:
             yield session
 
     @contextmanager
@@ -243,7 +244,8 @@ class Database:
         with _faults(), self._driver() as driver:
             if len(steps) == 1:  # nothing to be sent together with
                 return list(self._send(driver, *steps[0]))
-            with driver.pipeline():
+            with driver.pipeline() as pipeline:
+                pipeline.command_queue = _Together(last=driver.pgconn.pipeline_sync)
                 cursors = [self._send(driver, *step) for step in steps]
             return list(cursors[-1])
 
@@ -258,14 +260,11 @@ class Database:
         try:
             with closing(self._engine.raw_connection()) as lent:
                 driver: Any = lent.driver_connection
-                driver.autocommit = True
                 try:
                     yield driver
                 finally:
                     if driver.closed or driver.broken:
                         lent.invalidate()
-                    else:
-                        driver.autocommit = False
         except errors as error:
             # As SQLAlchemy says it, where it was not asked to execute.
             raise DBAPIError.instance(None, None, error, errors, hide_parameters=True) from error
@@ -280,16 +279,38 @@ class Database:
     @contextmanager
     def look(self) -> Iterator[Connection]:
         """A bare connection that only reads: for the hottest paths, without a session."""
-        with _faults(), self._reading.connect() as connection:
+        with _faults(), self._engine.connect() as connection:
             yield connection.execution_options(sqlite_begin="DEFERRED")
 
     def connect(self) -> Connection:
         """A bare connection, for migrations and for checks of the schema."""
-        return self._engine.connect()
+        return self._writing.connect()
 
     def dispose(self) -> None:
         """Close every pooled connection."""
         self._engine.dispose()
+
+
+class _Together(deque[Callable[[], None]]):
+    """A pipeline's commands, given out as one when the last of them is there.
+
+    psycopg sends each as soon as it can. Then a lock is held for as long as this thread waits for its turn to send on.
+    """
+
+    def __init__(self, *, last: Callable[[], None]) -> None:
+        super().__init__()
+        self._last = last
+        self._held: list[Callable[[], None]] = []
+
+    def append(self, command: Callable[[], None]) -> None:
+        """Keep a command; the last one lets all of them go."""
+        self._held.append(command)
+        if command == self._last:
+            super().append(self._send_all)
+
+    def _send_all(self) -> None:
+        for command in self._held:
+            command()
 
 
 @contextmanager
@@ -312,9 +333,12 @@ def _postgresql_engine(url: str, pool_size: int) -> Engine:
     engine = create_engine(
         url,
         hide_parameters=True,  # a prompt is among them
+        # It takes a snapshot for each statement, so BEGIN and COMMIT around reads would be two round trips for nothing.
+        isolation_level="AUTOCOMMIT",
+        skip_autocommit_rollback=True,
         # None is ever given up: beyond a pool's size each use would open a connection and close it, which under load
         # costs more than what it is used for. The one used last goes first: its statements are prepared, and it lives.
-        pool_size=2 * pool_size,
+        pool_size=pool_size,
         max_overflow=0,
         pool_use_lifo=True,
         pool_timeout=POSTGRES_CONNECT_SECONDS,
@@ -342,9 +366,7 @@ def _ping_if_idle(connection: Any, record: Any, _proxy: Any) -> None:
     if time.monotonic() - record.info.get("used_at", math.inf) < POSTGRES_TRUSTED_SECONDS:
         return
     try:
-        connection.autocommit = True
         connection.execute("SELECT 1")
-        connection.autocommit = False
     except Exception as error:
         raise DisconnectionError from error
 

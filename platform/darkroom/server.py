@@ -5,6 +5,7 @@ worker. A thread serves a request from its first byte to its last, so there are 
 and requests that wait.
 """
 
+import gc
 import os
 import signal
 import socket
@@ -47,6 +48,9 @@ def serve_app(settings: Settings, load: Callable[[], Any]) -> None:
         http=HTTPModes.http1,
         websockets=False,
         blocking_threads=settings.web_threads + settings.web_waiters,
+        # It counts its idle threads, and for a moment one too many: a request may then wait behind a stream, but only
+        # where no other thread is idle. So they stay as long as it lets them.
+        blocking_threads_idle_timeout=600,
         backlog=BACKLOG,
         backpressure=BACKLOG,
         respawn_failed_workers=True,
@@ -80,6 +84,8 @@ def _load(settings: Settings) -> Flask:
     logs.configure(settings)
     app = create_app(settings)
     _on_end(app.extensions["darkroom"].background.end_waits)
+    gc.collect()
+    gc.freeze()  # what is there now stays: to look through it for garbage stops every thread
     return app
 
 

@@ -60,6 +60,7 @@ class Deployment:
                 process.wait(START_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
             if process.stdout:
                 process.stdout.close()
 

@@ -143,6 +143,7 @@ def main() -> None:
         threading.Thread(target=measure, args=(engines, outlet, num_in_flight, num_jobs), daemon=True).start()
         serve(settings, database=open_database(settings), engine=engine, outlet=outlet, facts=facts)
         bare.kill()
+        bare.wait()
         engine.stop()
     os._exit(0)
 

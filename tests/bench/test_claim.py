@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+from claiming import claim_one
 from sqlalchemy import text
 from tables import milliseconds, report
 
-from darkroom import jobs
 from darkroom.db import Database
 from darkroom.jobs import Lines
 
@@ -57,7 +57,7 @@ class Case:
     def claim(self, *, whole_line: bool = False) -> float:
         """Claim once, and return the seconds it took."""
         began = time.perf_counter()
-        claim = jobs.claim(
+        claim = claim_one(
             self.database,
             worker_id="w",
             models=[MODEL],

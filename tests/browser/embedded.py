@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import httpx
 import psutil
+from claiming import claim_one
 from freezing import freeze
 
 from darkroom import fleet, intake, jobs, keys
@@ -200,7 +201,7 @@ class EmbeddedStack:
     def fail_front(self) -> None:
         """Do to the front job of the slow model what a worker does that has run out of memory."""
         held = {"worker_id": "by-hand", "num_held": 0, "lease_seconds": 600.0, "lines": Lines()}
-        claim = jobs.claim(self.database, models=[SLOW_MODEL], **held)
+        claim = claim_one(self.database, models=[SLOW_MODEL], **held)
         assert claim
         reason = {"code": "out_of_memory", "message": "The device ran out of memory."}
         jobs.fail(self.database, claim.job_id, attempt=claim.attempt, **reason)

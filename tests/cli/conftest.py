@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 import pytest
+from claiming import claim_one
 from werkzeug.serving import make_server
 
 from darkroom import jobs
@@ -78,7 +79,7 @@ class HandWorker:
     storage: Storage
 
     def claim(self) -> Claim:
-        claim = jobs.claim(
+        claim = claim_one(
             self.database, worker_id="hand", models=["darkroom-seeded"], num_held=0, lease_seconds=60, lines=Lines()
         )
         assert claim

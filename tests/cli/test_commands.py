@@ -6,6 +6,7 @@ import sys
 from uuid import uuid4
 
 import pytest
+from claiming import claim_one
 
 from darkroom import jobs
 from darkroom.db import Database
@@ -207,7 +208,7 @@ def test_requeue_puts_a_running_job_back(darkroom, database_url):
     params = GenerationParams(sampler="euler", seed=0, **values)
     new = jobs.NewJob("small", params, jobs.JobClass.BULK, ttl_seconds=60)
     job = jobs.submit(database, new, owner="ann")
-    claim = jobs.claim(database, worker_id="w", models=["small"], num_held=0, lease_seconds=60, lines=jobs.Lines())
+    claim = claim_one(database, worker_id="w", models=["small"], num_held=0, lease_seconds=60, lines=jobs.Lines())
     assert claim.job_id == job.id
 
     result = darkroom("requeue", job.id, DATABASE_URL=database_url)

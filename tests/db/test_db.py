@@ -3,11 +3,14 @@
 import subprocess
 import sys
 import threading
+from collections import UserDict
+from collections.abc import KeysView
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import String, bindparam, cast, literal, select, text, update
+from sqlalchemy import String, bindparam, cast, func, literal, select, text, update
 from sqlalchemy.exc import DataError, IntegrityError, StatementError
 
 from darkroom.db import Database, UtcDateTime, is_on_network, now
@@ -224,6 +227,32 @@ def test_trip_is_one_transaction(database: Database) -> None:
         assert session.scalar(host) == "other"
 
 
+class Watched(UserDict[str, Any]):
+    """Values that note whether a lock is free when they are read."""
+
+    def __init__(self, database: Database, lock: int) -> None:
+        super().__init__()
+        self._database = database
+        self._lock = lock
+        self.was_free: list[bool] = []
+
+    def keys(self) -> KeysView[str]:
+        with self._database.read() as session:
+            session.execute(text("SELECT pg_sleep(0.1)"))  # what was sent has arrived
+            self.was_free.append(session.scalar(select(func.pg_try_advisory_lock(self._lock))))
+            if self.was_free[-1]:
+                session.execute(select(func.pg_advisory_unlock(self._lock)))
+        return super().keys()
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_trip_takes_no_lock_before_all_of_it_is_sent(database: Database) -> None:
+    add_worker(database)
+    values = Watched(database, lock=7)
+    assert database.in_one_trip((select(func.pg_advisory_xact_lock(7)), {}), (select(Worker.host), values)) == [("x",)]
+    assert values.was_free == [True]
+
+
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 def test_trip_to_a_database_that_was_away_finds_it_again(database: Database, postgres) -> None:
     add_worker(database)
@@ -239,7 +268,7 @@ def test_trip_to_a_database_that_was_away_finds_it_again(database: Database, pos
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 def test_connections_that_a_rush_has_opened_are_kept_for_the_next(database: Database) -> None:
-    narrow = Database(database.url, pool_size=1)
+    narrow = Database(database.url, pool_size=2)
 
     def rush() -> set[int]:
         with narrow.read() as first, narrow.read() as second:
@@ -253,7 +282,7 @@ def test_connections_that_a_rush_has_opened_are_kept_for_the_next(database: Data
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 def test_database_without_a_free_connection_is_unavailable(database: Database) -> None:
-    narrow = Database(database.url, pool_size=1)
+    narrow = Database(database.url, pool_size=2)
     enough = threading.Event()
 
     def hold() -> None:

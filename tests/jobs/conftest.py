@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from claiming import claim_one
 from sqlalchemy import select, update
 
 from darkroom import events, jobs
@@ -62,7 +63,7 @@ class Queue:
     ) -> Claim | None:
         """Claim for a worker, which is known to hold what it has claimed and not let go of."""
         held = self.held.setdefault(worker, {})
-        claim = jobs.claim(
+        claim = claim_one(
             self.database,
             worker_id=worker,
             models=models,

@@ -378,8 +378,8 @@ def test_glance_counts_no_further_than_it_says_and_position_counts_all(queue) ->
     assert jobs.position(queue.database, last.id) == jobs.MOST_COUNTED + 5
 
 
-def claim_some(queue, *, num_held: int, most: int) -> list[UUID]:
-    claimed = jobs.claim_some(
+def claim_several(queue, *, num_held: int, most: int) -> list[UUID]:
+    claimed = jobs.claim(
         queue.database,
         worker_id="first",
         models=("small",),
@@ -396,7 +396,7 @@ def test_several_are_claimed_from_the_front_in_their_order_and_no_more(queue) ->
     hurried = [queue.submit(job_class=JobClass.INTERACTIVE) for _ in range(2)]
     running = queue.take()
     assert running.job_id == hurried[0]
-    groups = [claim_some(queue, num_held=1, most=3) for _ in range(4)]
+    groups = [claim_several(queue, num_held=1, most=3) for _ in range(4)]
     assert [job_id for group in groups for job_id in group] == [*hurried[1:], *bulk]
     assert max(map(len, groups)) == 3
     for job_id in bulk:
@@ -410,13 +410,13 @@ def test_suspect_is_not_among_several(queue) -> None:
     running, suspect, other = (queue.submit() for _ in range(3))
     assert queue.take().job_id == running
     queue.set(suspect, is_solo=True)
-    assert claim_some(queue, num_held=1, most=3) == [other]
+    assert claim_several(queue, num_held=1, most=3) == [other]
 
 
 def test_worker_that_runs_none_claims_one_however_many_it_has_room_for(queue) -> None:
     suspect, other = queue.submit(), queue.submit()
     queue.set(suspect, is_solo=True)
-    assert claim_some(queue, num_held=0, most=3) == [suspect]
+    assert claim_several(queue, num_held=0, most=3) == [suspect]
     assert queue.history(other) == ["queued"]
 
 
@@ -425,5 +425,5 @@ def test_job_that_cannot_be_read_is_failed_among_several(queue) -> None:
     assert queue.take().job_id == running
     with queue.database.write() as session:
         session.execute(update(Job).where(Job.id == unreadable).values(params={"from": "later"}))
-    assert claim_some(queue, num_held=1, most=2) == [readable]
+    assert claim_several(queue, num_held=1, most=2) == [readable]
     assert queue.row(unreadable).state == JobState.FAILED

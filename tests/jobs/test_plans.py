@@ -80,9 +80,11 @@ def statements() -> Iterator[list[tuple[str, Any]]]:
     send = psycopg.Connection.execute
     event.listen(Engine, "before_cursor_execute", note)
     psycopg.Connection.execute = execute  # type: ignore[method-assign] # what goes past SQLAlchemy
-    yield sent
-    psycopg.Connection.execute = send  # type: ignore[method-assign]
-    event.remove(Engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        psycopg.Connection.execute = send  # type: ignore[method-assign]
+        event.remove(Engine, "before_cursor_execute", note)
 
 
 def cut_line() -> Lines:
@@ -114,7 +116,7 @@ STATEMENTS: dict[str, Callable[[Any], object]] = {
     "claim": lambda queue: queue.claim("second", num_held=0),
     "claim from where the line is remembered": lambda queue: queue.claim("second", num_held=0, lines=cut_line()),
     "claim in company": lambda queue: queue.claim("first"),
-    "claim of several": lambda queue: jobs.claim_some(
+    "claim of several": lambda queue: jobs.claim(
         queue.database, worker_id="first", models=("small",), num_held=1, lease_seconds=30, lines=Lines(), most=3
     ),
     "claim of several models": lambda queue: queue.claim("first", models=("small", "large")),

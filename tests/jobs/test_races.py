@@ -12,6 +12,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from claiming import claim_one
 
 from darkroom import jobs
 from darkroom.db import Database
@@ -55,7 +56,7 @@ def test_each_of_many_jobs_is_claimed_once(queue, wide: Database) -> None:
     def work(n: int) -> list[UUID]:
         worker = n % WORKERS
         claimed = []
-        while claim := jobs.claim(
+        while claim := claim_one(
             wide,
             worker_id=f"worker-{worker}",
             models=["small"],
@@ -80,7 +81,7 @@ def test_workers_that_race_for_one_job_after_another_win_each_once(queue, wide: 
     def race(n: int) -> None:
         for _ in range(20):
             barrier.wait(SECONDS)
-            claim = jobs.claim(
+            claim = claim_one(
                 wide, worker_id=f"worker-{n}", models=["small"], num_held=0, lease_seconds=3600, lines=Lines()
             )
             if claim:
@@ -199,7 +200,7 @@ def test_everything_at_once_ends_every_job_once(queue, wide: Database) -> None:
     memory = Lines()
 
     def worker(n: int) -> None:
-        while claim := jobs.claim(
+        while claim := claim_one(
             wide,
             worker_id="first",
             models=["small"],

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from claiming import claim_one
 from sqlalchemy import select, update
 
 from darkroom import intake, jobs, keys
@@ -51,7 +52,7 @@ def num_jobs(database: Database) -> int:
 
 
 def claim(database: Database) -> Any:
-    return jobs.claim(database, worker_id="w", models=["small"], num_held=0, lease_seconds=60, lines=Lines())
+    return claim_one(database, worker_id="w", models=["small"], num_held=0, lease_seconds=60, lines=Lines())
 
 
 def refusal(database: Database, key_id: UUID, **how: Any) -> QuotaExceeded:

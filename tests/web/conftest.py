@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from claiming import claim_one
 from flask import Flask
 from flask.testing import FlaskClient
 from PIL import Image as Picture
@@ -45,7 +46,7 @@ class HandWorker:
     storage: Storage
 
     def claim(self, model: str = "darkroom-seeded") -> Claim:
-        claim = jobs.claim(
+        claim = claim_one(
             self.database, worker_id="by-hand", models=[model], num_held=0, lease_seconds=60, lines=Lines()
         )
         assert claim

@@ -33,6 +33,7 @@ def test_who_has_this_version_is_told_so_and_nothing_else(client: FlaskClient, s
     first = client.get(job["urls"]["self"])
     again = client.get(job["urls"]["self"], headers={"If-None-Match": first.headers["ETag"]})
     assert (again.status_code, again.data, again.headers["ETag"]) == (304, b"", first.headers["ETag"])
+    assert "Content-Security-Policy" not in again.headers  # what a browser has of the first answer stays as it was
     weak = client.get(job["urls"]["self"], headers={"If-None-Match": "W/" + first.headers["ETag"]})
     assert weak.status_code == 304
 

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from claiming import claim_one
 from sqlalchemy import func, select, tuple_, update
 
 from darkroom import jobs
@@ -166,7 +167,7 @@ class Post:
 
     def develop(self) -> UUID:
         """Take the front job through a worker's hands."""
-        claim = jobs.claim(
+        claim = claim_one(
             self.database, worker_id="w", models=["small"], num_held=0, lease_seconds=60, lines=jobs.Lines()
         )
         assert claim

@@ -4,6 +4,7 @@ from threading import Barrier, Thread
 from uuid import uuid4
 
 import pytest
+from claiming import claim_one
 from sqlalchemy import func, select
 from standardwebhooks import Webhook
 
@@ -40,9 +41,9 @@ def test_job_that_names_a_webhook_is_told_of(post):
 
 def test_failure_and_return_to_the_queue_are_told_as_such(post):
     post.submit(url=post.receiver.url(), events=("job.requeued", "job.failed"))
-    claim = jobs.claim(post.database, worker_id="w", models=["small"], num_held=0, lease_seconds=9, lines=jobs.Lines())
+    claim = claim_one(post.database, worker_id="w", models=["small"], num_held=0, lease_seconds=9, lines=jobs.Lines())
     jobs.requeue(post.database, claim.job_id, reason="drains", attempt=1)
-    jobs.claim(post.database, worker_id="w", models=["small"], num_held=0, lease_seconds=9, lines=jobs.Lines())
+    claim_one(post.database, worker_id="w", models=["small"], num_held=0, lease_seconds=9, lines=jobs.Lines())
     jobs.fail(post.database, claim.job_id, attempt=2, code="develop-failed", message="no")
     post.carry()
     told = [received.document["data"] for received in post.receiver.received]

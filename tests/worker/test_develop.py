@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
+from claiming import claim_one
 from PIL import Image
 
 from darkroom import jobs
@@ -246,7 +247,7 @@ def test_a_picture_of_an_attempt_that_was_lost_meanwhile_is_refused(place: Any) 
     engine, job_id = Engine(), place.submit()
 
     def claim(worker_id: str) -> Claim:
-        claim = jobs.claim(
+        claim = claim_one(
             place.database, worker_id=worker_id, models=["darkroom-seeded"], num_held=0, lease_seconds=60, lines=Lines()
         )
         assert claim

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from claiming import claim_one
 from PIL import Image
 
-from darkroom import jobs
 from darkroom.jobs import Lines
 from darkroom.picture_files import MOST_JPEG_EXIF_BYTES
 from darkroom.picture_metadata import (
@@ -101,7 +101,7 @@ def test_job_and_deployment_decide_whether_a_picture_tells(
     place: Any, by_deployment: bool, by_job: bool, is_told: bool
 ) -> None:
     job_id = place.submit(num_images=2, seed=7, embed_metadata=by_job)
-    claim = jobs.claim(place.database, worker_id="w", models=[MODEL], num_held=0, lease_seconds=60, lines=Lines())
+    claim = claim_one(place.database, worker_id="w", models=[MODEL], num_held=0, lease_seconds=60, lines=Lines())
     assert claim
     engine = Engine()
     outlet = Outlet(place.settings)

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from claiming import claim_one
 from sqlalchemy import update
 
 from darkroom import fleet, jobs
@@ -60,7 +61,7 @@ def test_a_job_that_came_back_has_its_turn_at_a_worker_that_is_never_idle(
     database: Database, make_worker: Any, submit: Callable[[], UUID]
 ) -> None:
     ids = [submit() for _ in range(LINE_LAG_CLAIMS + 40)]
-    elsewhere = jobs.claim(database, worker_id="theirs", models=[MODEL], num_held=0, lease_seconds=60, lines=Lines())
+    elsewhere = claim_one(database, worker_id="theirs", models=[MODEL], num_held=0, lease_seconds=60, lines=Lines())
     assert elsewhere
     assert elsewhere.job_id == ids[0]
     claimed: list[UUID] = []

@@ -223,7 +223,7 @@ class Worker:
         whole_line = now - self._saw_whole_line_at > WHOLE_LINE_SECONDS
         if whole_line:
             self._saw_whole_line_at = now
-        claims = jobs.claim_some(
+        claims = jobs.claim(
             self._database,
             worker_id=self._facts.id,
             models=self._facts.models,

@@ -22,7 +22,7 @@ from darkroom.jobs.inputs import UploadRecord, add_upload, due_uploads, expire_u
 from darkroom.jobs.lease import heartbeat, reserve_solo
 from darkroom.jobs.line import Lines
 from darkroom.jobs.pace import Done, LineRecord, latest_done, lines
-from darkroom.jobs.queue import Glimpse, claim, claim_some, front_of_queue, glimpse, places, position
+from darkroom.jobs.queue import Glimpse, claim, front_of_queue, glimpse, places, position
 from darkroom.jobs.reading import get, get_image, get_many, list_jobs, list_live, search
 from darkroom.jobs.records import MOST_COUNTED, BatchRecord, Claim, Ended, ImageRecord, JobRecord
 from darkroom.jobs.standing import (
@@ -85,7 +85,6 @@ __all__ = [
     "cancel_batch",
     "cancel_some",
     "claim",
-    "claim_some",
     "cleaned",
     "count",
     "delete_ended",

@@ -76,31 +76,6 @@ def claim(
     lines: Lines,
     whole_line: bool = False,
     job_classes: Iterable[JobClass] = tuple(JobClass),
-) -> Claim | None:
-    """Take the front job of these models, as `claim_some` does."""
-    claimed = claim_some(
-        database,
-        worker_id=worker_id,
-        models=models,
-        num_held=num_held,
-        lease_seconds=lease_seconds,
-        lines=lines,
-        whole_line=whole_line,
-        job_classes=job_classes,
-    )
-    return claimed[0] if claimed else None
-
-
-def claim_some(
-    database: Database,
-    *,
-    worker_id: str,
-    models: Iterable[str],
-    num_held: int,
-    lease_seconds: float,
-    lines: Lines,
-    whole_line: bool = False,
-    job_classes: Iterable[JobClass] = tuple(JobClass),
     most: int = 1,
 ) -> list[Claim]:
     """Take up to so many jobs from the front of a line: by class, then start tag, then id. Several models take turns.

@@ -6,6 +6,7 @@ it: hence the Host name (rebinding), the Origin (cross-site requests), the conte
 
 import os
 import secrets
+from functools import lru_cache
 from tempfile import NamedTemporaryFile
 from typing import cast
 from urllib.parse import SplitResult, urlsplit
@@ -61,6 +62,8 @@ def install(app: Flask, settings: Settings) -> None:
 
     @app.after_request
     def protect(response: Response) -> Response:
+        if response.status_code == 304:  # what the reader has carries them
+            return response
         said = {name.lower() for name, _ in response.headers}
         for name, lowered, value in added:
             if lowered not in said:
@@ -112,9 +115,8 @@ def _has_keys(settings: Settings) -> bool:
 
 def check_host(allowed: frozenset[str]) -> None:
     """Refuse a request for a name that is not ours: a page that rebound its name to this machine sends that name."""
-    name = _hostname(request.headers.get("Host", ""))
-    is_probe = request.path in OPEN_PATHS and address_of(name) is not None
-    if is_loopback(name) or name in allowed or is_probe:
+    host = request.headers.get("Host", "")
+    if _is_served(host, allowed) or (request.path in OPEN_PATHS and address_of(_hostname(host)) is not None):
         return
     raise Refused(
         421, "unknown_host", "This Host name is not served here. DARKROOM_ALLOWED_HOSTS lists the names that are."
@@ -148,6 +150,12 @@ def _is_own(origin: str, allowed: frozenset[str]) -> bool:
         return False
     # A proxy may have rewritten the Host; a name that the operator listed is ours all the same.
     return parts.netloc.lower() == request.headers.get("Host", "").lower() or (parts.hostname or "") in allowed
+
+
+@lru_cache(maxsize=128)  # it is asked with every request, and the names are few
+def _is_served(host: str, allowed: frozenset[str]) -> bool:
+    name = _hostname(host)
+    return is_loopback(name) or name in allowed
 
 
 def _hostname(netloc: str) -> str:

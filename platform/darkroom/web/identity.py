@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from flask import Flask, Request, g, redirect, request, session, url_for
-from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
+from flask import Response as FlaskResponse
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface, SessionMixin
 from werkzeug.wrappers import Response
 
 from darkroom.addresses import is_loopback
@@ -194,9 +195,13 @@ class _CookieSession(SecureCookieSessionInterface):
     """Flask's own cookie, which goes back only over TLS where it came by TLS, as seen by us or by a proxy."""
 
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
-        if self.get_cookie_name(app) not in request.cookies:
+        if "Cookie" not in request.headers or self.get_cookie_name(app) not in request.cookies:
             return self.session_class()  # programs have none: no key is derived to read nothing
         return super().open_session(app, request)
+
+    def save_session(self, app: Flask, session: SessionMixin, response: FlaskResponse) -> None:
+        if session.accessed or session.modified:  # of what nobody looked at there is nothing to say
+            super().save_session(app, session, response)
 
     def get_cookie_secure(self, app: Flask) -> bool:
         return request.is_secure or request.headers.get("X-Forwarded-Proto") == "https"

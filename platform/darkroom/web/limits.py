@@ -1,7 +1,7 @@
 """How often a key may ask, and a link that needs none: counted in Redis for all web processes together.
 
-While Redis is away each process counts for itself, and asks Redis again after 1, 2, 4, ... seconds: a black-holed Redis
-costs a request now and then two time-outs, and the others nothing.
+While Redis is away each process counts for itself, and asks Redis again after REDIS_REST_SECONDS: a black-holed Redis
+costs a request now and then a time-out, and the others nothing.
 """
 
 import math
@@ -10,18 +10,25 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from flask import Flask, Response, request
-from flask_limiter import Limiter
+import structlog
+from flask import Flask, Response, g, request
+from limits import RateLimitItem, RateLimitItemPerMinute
+from limits.storage import MemoryStorage, RedisStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
 from redis import RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from darkroom.brokers import REDIS_TIMEOUT_SECONDS
+from darkroom.brokers import REDIS_REST_SECONDS, REDIS_TIMEOUT_SECONDS
 from darkroom.config import Settings
 from darkroom.web.identity import known
+from darkroom.web.problems import Refused
+
+logger = structlog.get_logger(__name__)
 
 # A link is passed around; a page of it asks for its pictures too. Each costs a look at SQL and a picture's bytes.
 LINK_REQUESTS_PER_MINUTE = 600
+NAMESPACE = "darkroom"
 # As brokers.impatient_redis has it; the library makes its own client.
 IMPATIENT: dict[str, Any] = {
     "socket_timeout": REDIS_TIMEOUT_SECONDS,
@@ -32,31 +39,26 @@ IMPATIENT: dict[str, Any] = {
 
 def install(app: Flask, settings: Settings) -> None:
     """Count every request that shows a key, or a link's token, and tell in headers what is left."""
-    limiter = Limiter(
-        lambda: _limited().name,
-        app=app,
-        application_limits=[lambda: f"{_limited().most}/minute"],
-        strategy="sliding-window-counter",
-        storage_uri=settings.redis_url,
-        storage_options=IMPATIENT,
-        in_memory_fallback_enabled=True,
-        key_prefix="darkroom",
-    )
-    limiter.request_filter(_is_unlimited)
+    meter = _Meter(settings.redis_url)
+
+    @app.before_request
+    def count() -> None:
+        if (counted := _counted()) is None:
+            return
+        g.standing = meter.count(counted)
+        if g.standing.is_over:
+            detail = f"Too many requests: at most {counted.most} per 1 minute are answered."
+            raise Refused(429, "rate_limited", detail)
 
     @app.after_request
     def tell(response: Response) -> Response:
-        if limit := limiter.current_limit:
-            try:
-                reset_at, remaining = limit.window
-            except RedisError:
-                return response  # the next request counts in this process
-            seconds = max(1, math.ceil(reset_at - time.time()))
-            response.headers["RateLimit-Limit"] = str(limit.limit.amount)
-            response.headers["RateLimit-Remaining"] = str(max(0, remaining))
-            response.headers["RateLimit-Reset"] = str(seconds)
-            if limit.breached:
-                response.headers["Retry-After"] = str(seconds)
+        standing: _Standing | None = g.get("standing")
+        if standing:
+            response.headers["RateLimit-Limit"] = str(standing.most)
+            response.headers["RateLimit-Remaining"] = str(standing.remaining)
+            response.headers["RateLimit-Reset"] = str(standing.seconds)
+            if standing.is_over:
+                response.headers["Retry-After"] = str(standing.seconds)
         return response
 
 
@@ -68,6 +70,42 @@ class _Counted:
     most: int
 
 
+@dataclass(frozen=True)
+class _Standing:
+    """How many requests are left of a minute's, and in how many seconds there are more."""
+
+    most: int
+    remaining: int
+    seconds: int
+    is_over: bool
+
+
+class _Meter:
+    """Counts requests over a sliding minute. Safe to share between threads."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._together = SlidingWindowCounterRateLimiter(RedisStorage(redis_url, **IMPATIENT))
+        self._alone = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._rest_until = 0.0
+
+    def count(self, counted: _Counted) -> _Standing:
+        """Count one request more, unless it is one too many."""
+        limit = RateLimitItemPerMinute(counted.most, namespace=NAMESPACE)
+        if time.monotonic() >= self._rest_until:
+            try:
+                return _hit(self._together, limit, counted.name)
+            except RedisError as error:
+                self._rest_until = time.monotonic() + REDIS_REST_SECONDS
+                logger.warning("rates_are_counted_alone", reason=str(error), seconds=REDIS_REST_SECONDS)
+        return _hit(self._alone, limit, counted.name)
+
+
+def _hit(limiter: SlidingWindowCounterRateLimiter, limit: RateLimitItem, name: str) -> _Standing:
+    is_over = not limiter.hit(limit, name)
+    reset_at, remaining = limiter.get_window_stats(limit, name)
+    return _Standing(limit.amount, max(0, remaining), max(1, math.ceil(reset_at - time.time())), is_over)
+
+
 def _counted() -> _Counted | None:
     """Who is counted for this request. A link is what its holders have in common, whichever proxy they come through."""
     identity = known()
@@ -76,13 +114,3 @@ def _counted() -> _Counted | None:
     if request.blueprint == "shared" and request.view_args:
         return _Counted(sha256(request.view_args["token"].encode()).hexdigest(), LINK_REQUESTS_PER_MINUTE)
     return None
-
-
-def _is_unlimited() -> bool:
-    return _counted() is None
-
-
-def _limited() -> _Counted:
-    counted = _counted()
-    assert counted, "only asked where _is_unlimited says no"
-    return counted

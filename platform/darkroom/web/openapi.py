@@ -78,9 +78,16 @@ def operation_id(*, name: str, **_: Any) -> str:
     return name
 
 
+class _Application(OpenAPI):
+    """Has no asynchronous view, and looks for none at each request."""
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        return func
+
+
 def create(import_name: str) -> OpenAPI:
     """An application that knows its own document. Its pages are ours: nothing is loaded from elsewhere."""
-    return OpenAPI(
+    return _Application(
         import_name,
         info=Info(title="Darkroom", version=__version__, description=DESCRIPTION, license=License(name="Apache-2.0")),
         security_schemes=SECURITY_SCHEMES,

@@ -67,7 +67,6 @@ CODES = {
     414: "address_too_long",
     415: "unsupported_media_type",
     421: "unknown_host",
-    429: "rate_limited",
 }
 
 
@@ -228,8 +227,6 @@ def _words(error: HTTPException, status: int) -> str:
             return "There is nothing at this address."
         case 413:
             return f"The request is too large: at most {request.max_content_length} bytes are read."
-        case 429:
-            return f"Too many requests: at most {error.description} are answered."
         case _:
             return error.description or HTTPStatus(status).description
 

@@ -56,6 +56,9 @@ POSTGRES_OPTIONS = {
     "enable_sort": "off",
     "enable_seqscan": "off",
 }
+# libpq's PQTRANS_IDLE and PQ_PIPELINE_OFF; psycopg, which names them, is there only where PostgreSQL is.
+IDLE = 0
+PIPELINE_OFF = 0
 NETWORK_FILESYSTEMS = frozenset(
     {"9p", "afs", "ceph", "cifs", "fuse.sshfs", "glusterfs", "lustre", "nfs", "nfs4", "smb3"}
 )
@@ -263,7 +266,7 @@ class Database:
                 try:
                     yield driver
                 finally:
-                    if driver.closed or driver.broken:
+                    if driver.closed or not _is_idle(driver.pgconn):
                         lent.invalidate()
         except errors as error:
             # As SQLAlchemy says it, where it was not asked to execute.
@@ -309,8 +312,13 @@ class _Together(deque[Callable[[], None]]):
             super().append(self._send_all)
 
     def _send_all(self) -> None:
-        for command in self._held:
-            command()
+        for send in self._held:
+            send()
+
+
+def _is_idle(connection: Any) -> bool:
+    """Whether libpq's connection may be lent again: nothing of the last use is under way, and no transaction open."""
+    return bool(connection.transaction_status == IDLE and connection.pipeline_status == PIPELINE_OFF)
 
 
 @contextmanager
@@ -333,12 +341,13 @@ def _postgresql_engine(url: str, pool_size: int) -> Engine:
     engine = create_engine(
         url,
         hide_parameters=True,  # a prompt is among them
-        # It takes a snapshot for each statement, so BEGIN and COMMIT around reads would be two round trips for nothing.
+        # PostgreSQL takes a snapshot for each statement, so BEGIN and COMMIT around reads would be two round trips for
+        # nothing, and there is nothing to roll back after them.
         isolation_level="AUTOCOMMIT",
         skip_autocommit_rollback=True,
         # None is ever given up: beyond a pool's size each use would open a connection and close it, which under load
         # costs more than what it is used for. The one used last goes first: its statements are prepared, and it lives.
-        pool_size=pool_size,
+        pool_size=2 * pool_size,
         max_overflow=0,
         pool_use_lifo=True,
         pool_timeout=POSTGRES_CONNECT_SECONDS,

@@ -48,8 +48,8 @@ def serve_app(settings: Settings, load: Callable[[], Any]) -> None:
         http=HTTPModes.http1,
         websockets=False,
         blocking_threads=settings.web_threads + settings.web_waiters,
-        # It counts its idle threads, and for a moment one too many: a request may then wait behind a stream, but only
-        # where no other thread is idle. So they stay as long as it lets them.
+        # A thread that has just taken a request still counts as idle for a moment. A request that comes in that moment
+        # gets no thread of its own, and where no other is idle waits behind a stream: so the most that granian takes.
         blocking_threads_idle_timeout=600,
         backlog=BACKLOG,
         backpressure=BACKLOG,

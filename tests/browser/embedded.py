@@ -103,14 +103,14 @@ class WorkerProcess:
         process = part_of(self.home, "darkroom_worker")
 
         def is_still() -> bool:
+            self.is_frozen = True
             freeze(process.pid)
             if not self._holds_the_database():
                 return True
-            process.resume()
+            self.go_on()
             return False
 
         wait_until(is_still, seconds=PATIENCE_SECONDS, refusal=lambda: "the worker writes without an end")
-        self.is_frozen = True
 
     def go_on(self) -> None:
         """Let it work again. Fine also where it was not frozen."""

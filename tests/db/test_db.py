@@ -267,8 +267,17 @@ def test_trip_to_a_database_that_was_away_finds_it_again(database: Database, pos
 
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_connection_that_is_in_the_middle_of_something_is_not_lent_again(database: Database) -> None:
+    with database._driver() as driver:
+        left = driver.info.backend_pid
+        driver.pgconn.enter_pipeline_mode()
+    (found,) = database.in_one_trip((select(func.pg_backend_pid()), {}))
+    assert found != (left,)
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 def test_connections_that_a_rush_has_opened_are_kept_for_the_next(database: Database) -> None:
-    narrow = Database(database.url, pool_size=2)
+    narrow = Database(database.url, pool_size=1)
 
     def rush() -> set[int]:
         with narrow.read() as first, narrow.read() as second:
@@ -282,7 +291,7 @@ def test_connections_that_a_rush_has_opened_are_kept_for_the_next(database: Data
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 def test_database_without_a_free_connection_is_unavailable(database: Database) -> None:
-    narrow = Database(database.url, pool_size=2)
+    narrow = Database(database.url, pool_size=1)
     enough = threading.Event()
 
     def hold() -> None:

@@ -1,4 +1,4 @@
-"""A process that is stopped and not ended, as if its host hung. Knows processes, and nothing of Darkroom."""
+"""A process that is stopped and not ended, as if its host hung. Knows processes, and no job."""
 
 import os
 import signal
@@ -17,5 +17,9 @@ def freeze(pid: int) -> None:
 
 def _is_frozen(pid: int) -> bool:
     threads = Path(f"/proc/{pid}/task").iterdir()
-    # The state follows the name, which is in brackets and may hold any character.
-    return all((thread / "stat").read_text().rpartition(") ")[2].startswith("T") for thread in threads)
+    try:
+        # The state follows the name, which is in brackets and may hold any character.
+        states = [(thread / "stat").read_text().rpartition(") ")[2][0] for thread in threads]
+    except (FileNotFoundError, ProcessLookupError):  # one of them has just ended
+        return False
+    return all(state == "T" for state in states)

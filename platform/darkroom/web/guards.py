@@ -62,7 +62,8 @@ def install(app: Flask, settings: Settings) -> None:
 
     @app.after_request
     def protect(response: Response) -> Response:
-        if response.status_code == 304:  # what the reader has carries them
+        if response.status_code == 304:  # what the reader has carries the rest
+            response.headers.setdefault("Cache-Control", HEADERS["Cache-Control"])
             return response
         said = {name.lower() for name, _ in response.headers}
         for name, lowered, value in added:

@@ -8,7 +8,6 @@ import math
 import time
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
 
 import structlog
 from flask import Flask, Response, g, request
@@ -16,10 +15,8 @@ from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 from redis import RedisError
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from darkroom.brokers import REDIS_REST_SECONDS, REDIS_TIMEOUT_SECONDS
+from darkroom.brokers import REDIS_REST_SECONDS, REDIS_TIMEOUT_SECONDS, impatient_redis
 from darkroom.config import Settings
 from darkroom.web.identity import known
 from darkroom.web.problems import Refused
@@ -29,12 +26,6 @@ logger = structlog.get_logger(__name__)
 # A link is passed around; a page of it asks for its pictures too. Each costs a look at SQL and a picture's bytes.
 LINK_REQUESTS_PER_MINUTE = 600
 NAMESPACE = "darkroom"
-# As brokers.impatient_redis has it; the library makes its own client.
-IMPATIENT: dict[str, Any] = {
-    "socket_timeout": REDIS_TIMEOUT_SECONDS,
-    "socket_connect_timeout": REDIS_TIMEOUT_SECONDS,
-    "retry": Retry(NoBackoff(), 0),
-}
 
 
 def install(app: Flask, settings: Settings) -> None:
@@ -84,7 +75,8 @@ class _Meter:
     """Counts requests over a sliding minute. Safe to share between threads."""
 
     def __init__(self, redis_url: str) -> None:
-        self._together = SlidingWindowCounterRateLimiter(RedisStorage(redis_url, **IMPATIENT))
+        connections = impatient_redis(redis_url, seconds=REDIS_TIMEOUT_SECONDS).connection_pool
+        self._together = SlidingWindowCounterRateLimiter(RedisStorage(redis_url, connection_pool=connections))
         self._alone = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._rest_until = 0.0
 
